@@ -1,0 +1,188 @@
+"""Networks to test with: random, but with weights and statistics like those of trained ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (the usual name)
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet, GoogLeNetOutputs
+from torchvision.models.googlenet import BasicConv2d, Inception
+
+SMALL_SIZE = 64
+"""The input size of the small networks, in pixels."""
+
+
+def pictures(count: int = 2, size: int = SMALL_SIZE, seed: int = 0) -> np.ndarray:
+    """Smooth random pictures, normalised: float32 of shape (count, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn((count, 3, 8, 8), generator=generator)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+    fine = torch.randn((count, 3, size, size), generator=generator)
+    return (smooth + 0.2 * fine).numpy()
+
+
+def make_lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a network weights that keep its signal alive, and batch norms that do something."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear)):
+                fan_in = part.weight[0].numel()
+                noise = torch.randn(part.weight.shape, generator=generator)
+                part.weight.copy_(noise * (2 / fan_in) ** 0.5)
+                if part.bias is not None:
+                    uniform(part.bias, -0.1, 0.1)
+            elif isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                if part.affine:
+                    uniform(part.weight, 0.5, 1.5)
+                    uniform(part.bias, -0.3, 0.3)
+                uniform(part.running_mean, -0.3, 0.3)
+                uniform(part.running_var, 0.5, 1.5)
+    return module.eval()
+
+
+def torchvision_googlenet(
+    classes: int = 10, *, aux: bool = True, transform_input: bool = False, seed: int = 0
+) -> GoogLeNet:
+    """torchvision's GoogLeNet in full size; its input is 224 pixels."""
+    module = GoogLeNet(
+        num_classes=classes, aux_logits=aux, transform_input=transform_input, init_weights=False
+    )
+    return make_lively(module, seed)
+
+
+class SmallNet(nn.Module):
+    """A stem, one Inception module, an aux head for training: the family in half a second."""
+
+    def __init__(self, classes: int = 5, *, transform_input: bool = False) -> None:
+        super().__init__()
+        self.transform_input = transform_input
+        self.stem = BasicConv2d(3, 8, kernel_size=7, stride=2, padding=3)
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.norm = nn.LocalResponseNorm(5, alpha=1e-2, beta=0.75, k=1.0)
+        self.inception = Inception(8, 8, 4, 8, 4, 8, 8)
+        self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        self.average = nn.AdaptiveAvgPool2d((1, 1))
+        self.dropout = nn.Dropout(0.4)
+        self.fc = nn.Linear(32, classes)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.transform_input:
+            x = GoogLeNet._transform_input(self, x)
+        stem = self.norm(self.pool(self.stem(x)))
+        x = self.average(self.inception(stem))
+        return self.fc(self.dropout(torch.flatten(x, 1))), stem
+
+    def forward(self, x: Tensor) -> Any:
+        logits, stem = self.features(x)
+        if self.training:
+            return logits, self.aux(stem)
+        return logits
+
+
+class SmallNetWithAuxOutputs(SmallNet):
+    """Returns its aux logits in eval mode too, as torchvision's scripted GoogLeNet does."""
+
+    def forward(self, x: Tensor) -> GoogLeNetOutputs:
+        logits, stem = self.features(x)
+        return GoogLeNetOutputs(logits, self.aux(stem), None)
+
+
+def small_net(classes: int = 5, *, seed: int = 0, transform_input: bool = False) -> SmallNet:
+    return make_lively(SmallNet(classes, transform_input=transform_input), seed)
+
+
+def small_net_with_aux_outputs(classes: int = 5, *, seed: int = 0) -> SmallNetWithAuxOutputs:
+    return make_lively(SmallNetWithAuxOutputs(classes), seed)
+
+
+def _block(channels_in: int, channels: int, size: int, **options: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, size, **options),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class _ReimplementedInception(nn.Module):
+    def __init__(self, channels_in: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        one, reduce3, three, reduce5, five, projection = widths
+        self.b1 = _block(channels_in, one, 1)
+        self.b2 = nn.Sequential(
+            _block(channels_in, reduce3, 1), _block(reduce3, three, 3, padding=1)
+        )
+        self.b3 = nn.Sequential(
+            _block(channels_in, reduce5, 1), _block(reduce5, five, 5, padding=2)
+        )
+        self.b4 = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1), _block(channels_in, projection, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.b1(x), self.b2(x), self.b3(x), self.b4(x)], dim=1)
+
+
+class ReimplementedGoogLeNet(nn.Module):
+    """As the web teaches it: LRN *and* batch norm, true 5x5, no aux heads, two linear layers."""
+
+    def __init__(self, classes: int = 10, *, divide: int = 1, pool: int = 7) -> None:
+        super().__init__()
+        table = (
+            (64, 96, 128, 16, 32, 32),
+            (128, 128, 192, 32, 96, 64),
+            (192, 96, 208, 16, 48, 64),
+            (160, 112, 224, 24, 64, 64),
+            (128, 128, 256, 24, 64, 64),
+            (112, 144, 288, 32, 64, 64),
+            (256, 160, 320, 32, 128, 128),
+            (256, 160, 320, 32, 128, 128),
+            (384, 192, 384, 48, 128, 128),
+        )
+        self.stem = nn.Sequential(
+            _block(3, 64 // divide, 7, stride=2, padding=3),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.LocalResponseNorm(5),
+            _block(64 // divide, 64 // divide, 1),
+            _block(64 // divide, 192 // divide, 3, padding=1),
+            nn.LocalResponseNorm(5),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        body: list[nn.Module] = []
+        channels = 192 // divide
+        for index, row in enumerate(table):
+            widths = tuple(max(width // divide, 1) for width in row)
+            body.append(_ReimplementedInception(channels, widths))
+            channels = widths[0] + widths[2] + widths[4] + widths[5]
+            if index in (1, 6):
+                body.append(nn.MaxPool2d(3, stride=2, padding=1))
+        self.body = nn.Sequential(*body)
+        self.pool = nn.AvgPool2d(kernel_size=pool, stride=1)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(0.4),
+            nn.Linear(channels, 1024 // divide),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.4),
+            nn.Linear(1024 // divide, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.body(self.stem(x))))
+
+
+def reimplemented_googlenet(classes: int = 10, *, seed: int = 0) -> ReimplementedGoogLeNet:
+    """In full size; its input is 224 pixels."""
+    return make_lively(ReimplementedGoogLeNet(classes), seed)
+
+
+def small_reimplemented_googlenet(classes: int = 5, *, seed: int = 0) -> ReimplementedGoogLeNet:
+    """All nine modules, an eighth as wide; its input is 64 pixels."""
+    return make_lively(ReimplementedGoogLeNet(classes, divide=8, pool=2), seed)

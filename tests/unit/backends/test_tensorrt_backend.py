@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conformance import models
+from gnet_opt.backends.tensorrt import TensorRtBackend, build_command
+from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
+from gnet_opt.runtime import Deferred
+from gnet_opt.target import Target, find
+
+
+def board(version: object) -> Target:
+    options = {} if version is None else {"tensorrt": version}
+    return replace(find("jetson"), options=options, file=Path("board.toml"))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    net = models.quantize(models.float_net(), models.pictures(2), "s8")
+    return models.save(net, tmp_path_factory.mktemp("s8") / "model.onnx")
+
+
+COMMANDS = {
+    "8.2": "--int8 --fp16 --buildOnly",
+    "8.5.2": "--int8 --fp16 --buildOnly",
+    "8.6": "--int8 --fp16 --skipInference",
+    "10.3": "--stronglyTyped --skipInference",
+    "10.16.1": "--stronglyTyped --skipInference",
+    "11.0": "--skipInference",
+    "11.4.1": "--skipInference",
+}
+
+
+@pytest.mark.parametrize(("version", "flags"), COMMANDS.items())
+def test_command_by_version(version: str, flags: str) -> None:
+    assert build_command(board(version), quantized=True) == (
+        f"trtexec --onnx=model.onnx --saveEngine=model.engine {flags} "
+        "--timingCacheFile=model.timing"
+    )
+
+
+def test_a_float_model_asks_for_no_integers() -> None:
+    assert "--int8" not in build_command(board("8.6"), quantized=False)
+    assert build_command(board("10.3"), quantized=False) == build_command(
+        board("10.3"), quantized=True
+    )
+
+
+@pytest.mark.parametrize("version", [None, "", "10", "ten", "10.3; rm -rf /", "10.3\n"])
+def test_a_version_that_is_none(version: object) -> None:
+    with pytest.raises(ConfigError, match=r"board\.toml: options\.tensorrt is .* \"10\.3\"\."):
+        build_command(board(version), quantized=True)
+
+
+def test_a_version_that_toml_reads_as_a_number() -> None:
+    assert "--stronglyTyped" in build_command(board(10.3), quantized=True)
+
+
+def test_a_version_that_is_too_old() -> None:
+    with pytest.raises(ConfigError, match=r"Q/DQ models need TensorRT 8\.0 or later"):
+        build_command(board("7.1"), quantized=True)
+
+
+def test_compile_defers(quantized: Path, tmp_path: Path) -> None:
+    deferred = TensorRtBackend().compile(quantized, find("jetson"), tmp_path)
+    script = tmp_path / "build_engine.sh"
+    assert deferred == Deferred(
+        backend="tensorrt",
+        reason=(
+            "A TensorRT engine fits one GPU and one TensorRT version, so it is built on the "
+            "device (jetson-orin-nano)."
+        ),
+        command=build_command(find("jetson"), quantized=True),
+        expected="model.engine",
+        files=(("script", script),),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["build_engine.sh"]
+    assert "tensorrt" not in sys.modules
+
+
+def test_compile_reads_the_precision_from_the_model(quantized: Path, tmp_path: Path) -> None:
+    plain = models.save(models.float_net(), tmp_path / "float.onnx")
+    backend = TensorRtBackend()
+    assert "--int8" in backend.compile(quantized, board("8.6"), tmp_path).command
+    assert "--int8" not in backend.compile(plain, board("8.6"), tmp_path).command
+    with pytest.raises(BackendError, match=r"nothing\.onnx cannot be read"):
+        backend.compile(tmp_path / "nothing.onnx", board("8.6"), tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is for the device's POSIX shell")
+class TestScript:
+    def run(self, bundle: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = ["/bin/sh", str(bundle / "build_engine.sh")]
+        env = {"PATH": "/usr/bin:/bin", **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
+
+    @pytest.fixture
+    def bundle(self, quantized: Path, tmp_path: Path) -> Path:
+        folder = tmp_path / "a bundle; with a 'name"
+        folder.mkdir()
+        shutil.copyfile(quantized, folder / "model.onnx")
+        TensorRtBackend().compile(folder / "model.onnx", find("jetson"), folder)
+        return folder
+
+    def fake_trtexec(self, folder: Path, code: int) -> str:
+        path = folder / "trt exec"
+        path.write_text(
+            '#!/bin/sh\nprintf "%s\\n" "$@"\ntest -f model.onnx && echo built > '
+            f"model.engine.partial\nexit {code}\n"
+        )
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return str(path)
+
+    def test_is_executable_and_builds(self, bundle: Path, tmp_path: Path) -> None:
+        assert os.access(bundle / "build_engine.sh", os.X_OK)
+        done = self.run(bundle, TRTEXEC=self.fake_trtexec(tmp_path, 0))
+        assert done.returncode == 0, done.stderr
+        command = build_command(find("jetson"), quantized=True).split()[1:]
+        assert done.stdout.split() == [
+            a.replace("model.engine", "model.engine.partial") for a in command
+        ]
+        assert (bundle / "model.engine").read_text() == "built\n"
+        assert not (bundle / "model.engine.partial").exists()
+
+    def test_leaves_no_engine_when_the_build_fails(self, bundle: Path, tmp_path: Path) -> None:
+        assert self.run(bundle, TRTEXEC=self.fake_trtexec(tmp_path, 1)).returncode == 1
+        assert not (bundle / "model.engine").exists()
+
+    def test_says_where_trtexec_should_be(self, bundle: Path) -> None:
+        done = self.run(bundle, TRTEXEC="/nowhere/trtexec")
+        assert done.returncode == 3
+        assert "set TRTEXEC to its path" in done.stderr
+
+
+def test_open_refuses_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TensorRtBackend()
+    artifact = backend.artifact(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert not backend.probe().available
+    with (
+        pytest.raises(MissingDependencyError, match=r"gnet-opt\[tensorrt\]"),
+        backend.open(artifact),
+    ):
+        pass
+    installed = type(sys)("tensorrt")
+    installed.__spec__ = sys.__spec__
+    monkeypatch.setitem(sys.modules, "tensorrt", installed)
+    with pytest.raises(BackendError, match=r"runs only") as caught, backend.open(artifact):
+        pass
+    assert "trtexec --loadEngine=model.engine" in str(caught.value)

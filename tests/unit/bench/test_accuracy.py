@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from PIL import Image
+
+from gnet_opt.bench import accuracy
+from gnet_opt.bench.accuracy import Accuracy, Drop, Score, collect, compare
+from gnet_opt.errors import BackendError, CalibrationError
+from gnet_opt.files import dump_json
+from gnet_opt.images import ImageSet
+from gnet_opt.preprocess import Preprocess
+
+FINITE = st.floats(-1e4, 1e4, width=32)
+OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300)
+
+
+@st.composite
+def paired_logits(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 9)))
+    # Few different values, so that ties are common.
+    values = st.one_of(FINITE, st.sampled_from([0.0, 1.0, -1.0]))
+    arrays = hnp.arrays(np.float32, shape, elements=values)
+    labels = st.lists(st.integers(0, shape[1] - 1), min_size=shape[0], max_size=shape[0])
+    return draw(arrays), draw(arrays), draw(labels)
+
+
+@given(paired_logits())
+def test_ranks_are_places_in_a_stable_sort(data: tuple[np.ndarray, np.ndarray, list[int]]) -> None:
+    logits, _, labels = data
+    order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")
+    places = [row.tolist().index(label) for row, label in zip(order, labels, strict=True)]
+    ranks = accuracy.ranks(logits, np.asarray(labels, np.int64))
+    assert ranks.tolist() == places
+    assert ((ranks == 0) == (logits.argmax(1) == labels)).all()
+
+
+@given(paired_logits())
+def test_compare_is_consistent(data: tuple[np.ndarray, np.ndarray, list[int]]) -> None:
+    floats, quantized, labels = data
+    result = compare(floats, quantized, labels, semantics="native")
+    before, after, drop = result.float_score, result.quantized_score, result.drop
+    assert before is not None and after is not None and drop is not None
+    assert before == accuracy.score(floats, labels)
+    assert drop.value == pytest.approx(before.top1 - after.top1)
+    assert drop.ci95[0] < drop.ci95[1]
+    assert (before.top5 is None) == (floats.shape[1] < 5)
+    if before.top5 is not None:
+        assert before.top1 <= before.top5 <= 100
+    # No more pictures can change from right to wrong than change at all.
+    assert abs(drop.value) <= 100 - result.agreement + 1e-9
+    json.loads(dump_json(result.to_dict()))
+    back = compare(quantized, floats, labels, semantics="native")
+    assert back.drop is not None
+    assert back.drop.value == -drop.value
+    assert back.drop.ci95 == pytest.approx((-drop.ci95[1], -drop.ci95[0]))
+    assert back.agreement == result.agreement
+
+
+@given(paired_logits())
+def test_identical_logits(data: tuple[np.ndarray, np.ndarray, list[int]]) -> None:
+    logits, _, labels = data
+    result = compare(logits, logits.copy(), labels, semantics="reference")
+    assert result.agreement == 100
+    assert result.sqnr_db is None
+    assert result.float_score == result.quantized_score
+    assert result.drop is not None and result.drop.value == 0
+    low, high = result.drop.ci95
+    assert low == pytest.approx(-high)
+
+
+@given(OUTCOMES)
+def test_the_interval_is_the_adjusted_wald_one(outcomes: list[tuple[bool, bool]]) -> None:
+    a, b = (np.array(side) for side in zip(*outcomes, strict=True))
+    # By hand: four cells, half an outcome added to each, then the paired Wald formula.
+    cells = {(x, y): 0.5 + outcomes.count((x, y)) for x in (False, True) for y in (False, True)}
+    n = sum(cells.values())
+    p10, p01 = cells[True, False] / n, cells[False, True] / n
+    half = 1.959964 * math.sqrt((p10 + p01 - (p10 - p01) ** 2) / n)
+    drop = accuracy.paired_drop(a, b)
+    assert drop.value == pytest.approx(100 * (a.mean() - b.mean()))
+    expected = (100 * max(-1, p10 - p01 - half), 100 * min(1, p10 - p01 + half))
+    assert drop.ci95 == pytest.approx(expected, abs=1e-4)
+    assert -100 <= drop.ci95[0] < drop.ci95[1] <= 100
+
+
+def test_the_interval_covers_the_truth() -> None:
+    """Of 2,000 experiments with a true drop of 1 point about 95 % contain it."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        cell = rng.choice(4, size=400, p=[0.72, 0.03, 0.02, 0.23])
+        drop = accuracy.paired_drop(np.isin(cell, [0, 1]), np.isin(cell, [0, 2]))
+        hits += drop.ci95[0] <= 1.0 <= drop.ci95[1]
+    assert 0.93 <= hits / 2000 <= 0.98
+
+
+def test_pairing_narrows_the_interval() -> None:
+    right = np.arange(400) < 300
+    low, high = accuracy.paired_drop(right, right).ci95
+    assert high - low < 1.5  # two separate intervals would be over 8 points wide
+
+
+@given(hnp.arrays(np.float32, (3, 4), elements=FINITE), st.floats(0.125, 64, width=32))
+def test_sqnr_does_not_depend_on_scale(logits: np.ndarray, factor: float) -> None:
+    noise = np.full_like(logits, 0.5)
+    small = accuracy.sqnr_db(logits.astype(np.float64), (logits + noise).astype(np.float64))
+    large = accuracy.sqnr_db(
+        factor * logits.astype(np.float64), factor * (logits + noise).astype(np.float64)
+    )
+    assert (small is None) == (large is None)
+    if small is not None:
+        assert large == pytest.approx(small, abs=1e-6)
+
+
+def test_sqnr_by_definition() -> None:
+    logits = np.array([[3.0, 4.0]], np.float32)
+    assert accuracy.sqnr_db(logits, logits + np.array([[0.3, -0.4]], np.float32)) == pytest.approx(
+        20, abs=1e-4
+    )
+    assert accuracy.sqnr_db(np.zeros_like(logits), logits) is None
+
+
+def test_manifest_form() -> None:
+    logits = np.array([[9, 1, 2, 3, 4, 5], [0, 9, 1, 2, 3, 4]], np.float32)
+    flipped = logits.copy()
+    flipped[1, 0] = 10
+    result = compare(logits, flipped, [0, 1], semantics="reference").to_dict()
+    drop = result.pop("drop")
+    assert result == {
+        "agreement": 50.0,
+        "float": {"top1": 100.0, "top5": 100.0},
+        "images": 2,
+        "quantized": {"top1": 50.0, "top5": 100.0},
+        "semantics": "reference",
+        "sqnr_db": pytest.approx(10 * math.log10((logits**2).sum() / 100)),
+    }
+    assert drop["value"] == 50.0
+    assert isinstance(drop["ci95"], list)
+
+
+def test_without_labels_there_is_no_score() -> None:
+    logits = np.ones((2, 3), np.float32)
+    result = compare(logits, 2 * logits, None, semantics="native")
+    assert result == Accuracy(
+        images=2,
+        semantics="native",
+        float_score=None,
+        quantized_score=None,
+        drop=None,
+        agreement=100.0,
+        sqnr_db=0.0,
+    )
+    assert result.to_dict()["float"] is None
+    assert Score(top1=1.0, top5=None).to_dict() == {"top1": 1.0, "top5": None}
+    assert Drop(value=1.0, ci95=(0.0, 2.0)).to_dict() == {"ci95": [0.0, 2.0], "value": 1.0}
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    logits = np.zeros((2, 7), np.float32)
+    assert accuracy.ranks(logits, np.array([0, 6])).tolist() == [0, 6]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_named(bad: float) -> None:
+    good = np.ones((2, 3), np.float32)
+    broken = good.copy()
+    broken[1, 2] = bad
+    with pytest.raises(BackendError, match=r"^The quantized model gives logits that are not fin"):
+        compare(good, broken, [0, 1], semantics="native")
+    with pytest.raises(BackendError, match=r"^The float model"):
+        compare(broken, good, [0, 1], semantics="native")
+
+
+def test_what_does_not_fit() -> None:
+    logits = np.ones((2, 3), np.float32)
+    with pytest.raises(BackendError, match=r"shape \(2, 3\) and the quantized model of shape"):
+        compare(logits, logits[:, :2], [0, 1], semantics="native")
+    with pytest.raises(CalibrationError, match=r"There are 1 labels for 2 pictures"):
+        compare(logits, logits, [0], semantics="native")
+    with pytest.raises(CalibrationError, match=r"Labels go from 0 to 3, but the model has 3"):
+        compare(logits, logits, [0, 3], semantics="native")
+    with pytest.raises(CalibrationError, match="no picture"):
+        compare(logits[:0], logits[:0], [], semantics="native")
+
+
+class Mean:
+    """A runner that gives the mean of each channel, times a factor from one picture on."""
+
+    def __init__(self, factor: float = 1.0, start: int = 0) -> None:
+        self.factor = factor
+        self.start = start
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        self.shapes.add(batch.shape)
+        self.start -= 1
+        factor = self.factor if self.start < 0 else 1.0
+        return (batch.mean((2, 3)) * factor).astype(np.float32)
+
+
+PREPROCESS = Preprocess(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    for index in range(37):
+        Image.new("RGB", (9, 8), (index, 2 * index, 3)).save(tmp_path / f"{index:02}.png")
+    return ImageSet.open(tmp_path)
+
+
+def test_collect_runs_every_model_on_every_picture_in_order(images: ImageSet) -> None:
+    seen = []
+
+    def progress(items, label, total=None):  # type: ignore[no-untyped-def]
+        seen.append((label, total))
+        yield from items
+
+    one, two = Mean(), Mean(2.0)
+    found = collect({"float": one, "int8": two}, images, PREPROCESS, progress)
+    assert seen == [("evaluate", 37)]
+    assert one.shapes == two.shapes == {(1, 3, 8, 8)}
+    expected = np.array([[i, 2 * i, 3] for i in range(37)], np.float32)
+    np.testing.assert_allclose(found["float"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["int8"], 2 * expected, rtol=1e-6)
+    assert list(found) == ["float", "int8"]
+    assert found["float"].dtype == np.float32
+
+
+def test_collect_names_the_model_and_the_picture(images: ImageSet) -> None:
+    with pytest.raises(BackendError, match=r"^The int8 model gives logits .* on .*05\.png\. "):
+        collect({"float": Mean(), "int8": Mean(np.inf, start=5)}, images, PREPROCESS)
+    with pytest.raises(CalibrationError, match=r"The image set x is empty"):
+        collect({"float": Mean()}, ImageSet(name="x", files=()), PREPROCESS)
+
+    class Odd:
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            return batch
+
+    with pytest.raises(BackendError, match=r"The odd model gives an output of shape \(1, 3, 8"):
+        collect({"odd": Odd()}, images, PREPROCESS)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from gnet_opt.bench import latency
+from gnet_opt.bench.latency import Latency, LatencyReport, Plan, Subject, measure
+from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
+from gnet_opt.files import dump_json
+from gnet_opt.runtime import Artifact
+
+PICTURE = np.zeros((1, 3, 8, 8), np.float32)
+QUICK = Plan(rounds=3, seconds=0.02, count=4, warm_up=0.1, timeout=20)
+
+FAKE = """
+import contextlib, os, sys, time
+import numpy as np
+from gnet_opt.errors import MissingDependencyError
+
+class Runner:
+    def __init__(self, path): self.path = path
+    def run(self, batch):
+        kind = self.path.name
+        if kind == "dies": os._exit(9)
+        if kind == "raises": raise RuntimeError("boom")
+        if kind == "hangs": time.sleep(60)
+        time.sleep({"slow": 0.008, "fast": 0.002}.get(kind, 0))
+        return batch.reshape(1, -1)
+
+class Fake:
+    name = "fake"
+    @contextlib.contextmanager
+    def open(self, artifact, *, threads=None):
+        print("a runtime that prints to stdout", flush=True)
+        os.write(1, b"even below Python\\n")
+        if artifact.path.name == "missing":
+            raise MissingDependencyError("no runtime here")
+        if artifact.path.name == "dies":
+            print("the last words", file=sys.stderr, flush=True)
+        (artifact.path.parent / f"pid-{artifact.path.name}").write_text(str(os.getpid()))
+        yield Runner(artifact.path)
+
+def get(name):
+    assert name == "fake"
+    return Fake()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "fake_backends.py").write_text(textwrap.dedent(FAKE))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def subject(folder: Path, kind: str) -> Subject:
+    path = folder / kind
+    artifact = Artifact(backend="fake", path=path, files=(("fake", path),))
+    return Subject(name=kind, artifact=artifact, resolve="fake_backends:get")
+
+
+def is_running(folder: Path, kind: str) -> bool:
+    pid = int((folder / f"pid-{kind}").read_text())
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_measures_side_by_side(folder: Path) -> None:
+    rounds = []
+
+    def progress(items, label, total=None):  # type: ignore[no-untyped-def]
+        rounds.append((label, total))
+        yield from items
+
+    subjects = [subject(folder, "slow"), subject(folder, "fast")]
+    report = measure(subjects, PICTURE, threads=1, plan=QUICK, progress=progress)
+    assert rounds == [("latency", 3)]
+    slow, fast = report.results
+    assert (slow.name, fast.name) == ("slow", "fast")
+    assert all(len(result.samples_ns) == 3 for result in report.results)
+    assert all(len(samples) >= 4 for result in report.results for samples in result.samples_ns)
+    assert slow.percentile_ms(50) >= 8
+    assert 2 <= fast.percentile_ms(50) < slow.percentile_ms(50)
+    assert slow.first_ms >= 8 and slow.warm_up >= 5 and slow.load_ms > 0
+    assert slow.peak_rss_bytes is None or 5e6 < slow.peak_rss_bytes < 200e6
+    speedup = report.speedup("fast")
+    assert 1 < speedup.low <= speedup.median <= speedup.high
+    assert not any(is_running(folder, kind) for kind in ("slow", "fast"))
+    values = json.loads(dump_json(report.to_dict()))
+    assert values["scenario"] == "single_stream"
+    assert values["threads"] == 1 and values["rounds"] == 3
+    assert values["input"] == [1, 3, 8, 8]
+    assert values["results"]["fast"]["n"] == fast.n
+    assert values["speedup"]["over"] == "slow"
+    assert set(values["speedup"]["fast"]) == {"low", "median", "high"}
+    assert "samples_ns" not in dump_json(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("dies", r"worker for dies died during 'load' \(exit code 9\)\. .*the last words"),
+        ("raises", r"worker for raises died during 'load' \(exit code 1\)\. .*RuntimeError: boom"),
+        ("hangs", r"worker for hangs gave no answer to 'load' within 4 s"),
+    ],
+)
+def test_a_worker_that_fails_is_a_backend_error(folder: Path, kind: str, text: str) -> None:
+    plan = Plan(rounds=1, seconds=0, count=1, warm_up=0, timeout=4)
+    with pytest.raises(BackendError, match=text):
+        measure([subject(folder, "fast"), subject(folder, kind)], PICTURE, plan=plan)
+    assert not is_running(folder, "fast")
+    assert not is_running(folder, kind)
+
+
+def test_an_error_of_ours_keeps_its_class(folder: Path) -> None:
+    with pytest.raises(MissingDependencyError, match=r"^Measuring missing: no runtime here$"):
+        measure([subject(folder, "missing")], PICTURE, plan=QUICK)
+
+
+def test_an_interrupt_ends_the_workers(folder: Path) -> None:
+    def interrupted(items, label, total=None) -> Iterator[int]:  # type: ignore[no-untyped-def]
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure([subject(folder, "fast")], PICTURE, plan=QUICK, progress=interrupted)
+    assert not is_running(folder, "fast")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads CPU time from /proc")
+def test_workers_do_not_compute_between_rounds(folder: Path) -> None:
+    def ticks() -> int:
+        pid = int((folder / "pid-fast").read_text())
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    used = []
+
+    def pausing(items, label, total=None) -> Iterator[int]:  # type: ignore[no-untyped-def]
+        for item in items:
+            yield item
+            before = ticks()
+            time.sleep(0.3)
+            used.append(ticks() - before)
+
+    measure([subject(folder, "fast")], PICTURE, plan=QUICK, progress=pausing)
+    assert max(used) <= 1 and len(used) == 3
+
+
+def test_the_current_folder_does_not_decide_what_is_imported(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("PYTHONSAFEPATH came with Python 3.11")
+    hostile = tmp_path_factory.mktemp("hostile")
+    (hostile / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    monkeypatch.chdir(hostile)
+    measure([subject(folder, "fast")], PICTURE, plan=QUICK)
+
+
+def test_the_worker_starts_light() -> None:
+    code = (
+        "import sys, gnet_opt.bench.worker\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'PIL', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_subjects_and_plans_that_make_no_sense(folder: Path) -> None:
+    with pytest.raises(ValueError, match="different names"):
+        measure([subject(folder, "fast")] * 2, PICTURE)
+    with pytest.raises(ValueError, match="there must be one"):
+        measure([], PICTURE)
+    for wrong in ({"rounds": 0}, {"count": 0}, {"seconds": -1.0}, {"warm_up": -1.0}):
+        with pytest.raises(ConfigError, match="at least one round"):
+            Plan(**wrong)  # type: ignore[arg-type]
+
+
+def result(name: str, *rounds: list[int]) -> Latency:
+    return Latency(
+        name=name,
+        backend="fake",
+        samples_ns=tuple(tuple(samples) for samples in rounds),
+        load_ms=1.0,
+        first_ms=1.0,
+        warm_up=10,
+        steady=True,
+        peak_rss_bytes=None,
+    )
+
+
+SAMPLES = st.lists(st.integers(1, 10**9), min_size=1, max_size=60)
+
+
+@given(st.lists(SAMPLES, min_size=1, max_size=5), st.floats(0, 100))
+def test_percentiles_are_nearest_rank(rounds: list[list[int]], percent: float) -> None:
+    timed = result("x", *rounds)
+    flat = sorted(sample for samples in rounds for sample in samples)
+    value = timed.percentile_ms(percent)
+    assert value * 1e6 == pytest.approx(min(flat, key=lambda s: abs(s - value * 1e6)))
+    below = sum(sample / 1e6 <= value for sample in flat)
+    assert below >= percent / 100 * len(flat) - 1e-9
+    assert timed.n == len(flat)
+    assert flat[0] / 1e6 <= value <= flat[-1] / 1e6
+    assert timed.spread >= 0
+
+
+def test_the_ratio_is_taken_within_rounds() -> None:
+    # The machine is twice as slow in the second round; the ratio does not notice.
+    base = result("float", [10_000_000] * 3, [20_000_000] * 3)
+    other = result("int8", [5_000_000] * 3, [10_000_000] * 3)
+    report = LatencyReport(results=(base, other), threads=None, shape=(1, 3, 8, 8))
+    assert report.speedup("int8") == latency.Speedup(median=2.0, low=2.0, high=2.0)
+    assert base.spread == pytest.approx(10 / 15)
+    assert base.rounds_ms == (10.0, 20.0)
+    assert report["int8"] is other

@@ -1,0 +1,161 @@
+"""TensorRT: an engine belongs to one GPU and one version, so the device builds it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from gnet_opt.backends._boundary import probe_package
+from gnet_opt.errors import BackendError, ConfigError, require
+from gnet_opt.files import write_text
+from gnet_opt.runtime import Artifact, Deferred, Probe, Runner
+from gnet_opt.target import Target
+
+_MODEL = "model.onnx"
+_ENGINE = "model.engine"
+_SCRIPT = "build_engine.sh"
+_TIMINGS = "model.timing"
+
+
+class TensorRtBackend:
+    """Defers the build to the device and says exactly what to run there."""
+
+    name = "tensorrt"
+    extra = "tensorrt"
+
+    def probe(self) -> Probe:
+        """Whether TensorRT's Python package is installed; it is not imported."""
+        # JetPack brings the plain distribution, pip one a CUDA version.
+        return probe_package("tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), self.extra)
+
+    def compile(self, model: Path, target: Target, out: Path) -> Deferred:
+        """Write `build_engine.sh` into `out` and tell what it runs.
+
+        Args:
+            model: The ONNX file; it must be (or become) `out/model.onnx`.
+            target: What to compile for; `options.tensorrt` is the device's TensorRT version.
+            out: An existing folder.
+
+        Raises:
+            ConfigError: The target does not say its TensorRT version, or not a known one.
+        """
+        command = build_command(target, quantized=_is_quantized(model))
+        script = out / _SCRIPT
+        write_text(script, _script(command, target))
+        script.chmod(script.stat().st_mode | 0o111)
+        return Deferred(
+            backend=self.name,
+            reason=(
+                "A TensorRT engine fits one GPU and one TensorRT version, "
+                f"so it is built on the device ({target.name})."
+            ),
+            command=command,
+            expected=_ENGINE,
+            files=(("script", script),),
+        )
+
+    def open(
+        self, artifact: Artifact, *, threads: int | None = None
+    ) -> AbstractContextManager[Runner]:
+        """Refuse in one sentence: this version of gnet-opt runs no engine.
+
+        Raises:
+            MissingDependencyError: TensorRT is not installed.
+            BackendError: Always otherwise.
+        """
+        return _refuse(artifact)
+
+    def artifact(self, folder: Path) -> Artifact:
+        """The engine in `folder`, once the device has built it."""
+        path = folder / _ENGINE
+        return Artifact(backend=self.name, path=path, files=(("tensorrt-engine", path),))
+
+
+def build_command(target: Target, *, quantized: bool) -> str:
+    """The trtexec command that builds the engine, run in the bundle's folder.
+
+    Precision flags by version, from NVIDIA's trtexec: up to 8.x precisions are allowed by flags
+    (`--int8` for a Q/DQ model, and `--fp16` for its float layers); from 9 on the network is
+    strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is the only
+    mode and the flag is gone. `--skipInference` was called `--buildOnly` before 8.6.
+
+    Args:
+        target: Names its TensorRT version in `options.tensorrt`.
+        quantized: Whether the model has Q/DQ nodes.
+
+    Raises:
+        ConfigError: The target does not say its TensorRT version, or not a known one.
+    """
+    given = target.options.get("tensorrt", "")
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", str(given))
+    if match is None:
+        raise ConfigError(
+            f"{target.file}: options.tensorrt is {given!r}; it must be the version of TensorRT "
+            'on the device, such as "10.3".'
+        )
+    version = (int(match[1]), int(match[2]))
+    if version < (8, 0):
+        raise ConfigError(
+            f"{target.file}: options.tensorrt is {given!r}, but Q/DQ models need TensorRT 8.0 or "
+            "later. Update the device's JetPack or TensorRT."
+        )
+    if version < (9, 0):
+        precision = ["--int8", "--fp16"] if quantized else []
+    elif version < (11, 0):
+        precision = ["--stronglyTyped"]
+    else:
+        precision = []
+    return shlex.join(
+        [
+            "trtexec",
+            f"--onnx={_MODEL}",
+            f"--saveEngine={_ENGINE}",
+            *precision,
+            "--skipInference" if version >= (8, 6) else "--buildOnly",
+            f"--timingCacheFile={_TIMINGS}",
+        ]
+    )
+
+
+def _script(command: str, target: Target) -> str:
+    """A POSIX shell script that finds trtexec and runs `command` beside the model."""
+    arguments = command.removeprefix("trtexec ").replace(_ENGINE, f"{_ENGINE}.partial")
+    version = target.options["tensorrt"]
+    return f"""#!/bin/sh
+# Builds {_ENGINE} from {_MODEL} on the device. Made for TensorRT {version} ({target.name}).
+set -eu
+cd -- "$(dirname -- "$0")"
+# JetPack and NVIDIA's packages keep trtexec outside PATH.
+trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
+if [ ! -x "$trtexec" ]; then
+    echo "trtexec was not found. Install TensorRT's tools, or set TRTEXEC to its path." >&2
+    exit 3
+fi
+"$trtexec" {arguments}
+mv -- {_ENGINE}.partial {_ENGINE}
+"""
+
+
+@contextmanager
+def _refuse(artifact: Artifact) -> Iterator[Runner]:
+    require("tensorrt", "tensorrt", f"run {artifact.path.name}")
+    raise BackendError(
+        f"{artifact.path}: a TensorRT engine runs only on the device that it was built on, and "
+        "this version of gnet-opt does not run engines itself. Run it there with "
+        f"trtexec --loadEngine={artifact.path.name}."
+    )
+    yield
+
+
+def _is_quantized(model: Path) -> bool:
+    """Whether an ONNX file has QuantizeLinear nodes.
+
+    An operator's name stands in the file as plain text, so a device needs no ONNX package to see.
+    """
+    try:
+        return b"QuantizeLinear" in model.read_bytes()
+    except OSError as error:
+        raise BackendError(f"{model} cannot be read ({error}). Build the bundle again.") from error

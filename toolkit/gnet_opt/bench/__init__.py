@@ -1,0 +1,1 @@
+"""Measuring: accuracy of logits against logits, latency of artifacts in processes of their own."""

@@ -1,0 +1,73 @@
+"""The command `gnet-opt`.
+
+Only what `--help` needs is imported here; each command imports its own work when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from gnet_opt.cli import commands
+from gnet_opt.errors import ConfigError, GnetOptError
+
+_INTERRUPTED = 130
+"""128 + SIGINT, the exit code that shells expect of an interrupted command."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of its error, or 0."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; the one place where errors become messages and exit codes."""
+    # So that a bundle in the making is removed when a service manager stops the command, too.
+    signal.signal(signal.SIGTERM, _interrupt)
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        commands.gnet_opt.main(arguments, prog_name="gnet-opt", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted. Nothing half-written was left behind.", err=True)
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return ConfigError.exit_code
+    except GnetOptError as error:
+        if verbose and error.__cause__ is not None:
+            _print_traceback(error)
+        click.echo(f"gnet-opt: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does.
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        if verbose:
+            _print_traceback(error)
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(
+            f"gnet-opt: {error.strerror}{where}. Nothing half-written was left behind; free or "
+            "choose another place with --output, then run the command again.",
+            err=True,
+        )
+        return GnetOptError.exit_code
+    return 0
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)

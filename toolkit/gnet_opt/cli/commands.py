@@ -1,0 +1,528 @@
+"""The commands and their options: what the user types becomes values, results become text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gnet_opt import __version__
+from gnet_opt.cli.console import Output
+
+if TYPE_CHECKING:
+    from gnet_opt.images import ImageSet
+    from gnet_opt.model import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FOLDER = click.Path(path_type=Path)
+_METHODS = ("entropy", "minmax", "mse", "percentile")
+_DEMO = (
+    "No model was given: this is the embedded demo model (machine parts, ten classes). "
+    "Pass a checkpoint or a model card to use your own: gnet-opt {command} MODEL ..."
+)
+
+
+def _common(function: F) -> F:
+    """Add the options that mean the same everywhere, and gather them in one `Output`."""
+    import functools
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print all facts, and tracebacks.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> Any:
+        output = Output(json=as_json, quiet=quiet, verbose=verbose)
+        return function(*args, output=output, **options)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _output_option(required: bool, text: str) -> Callable[[F], F]:
+    return click.option("-o", "--output", "out", type=_FOLDER, required=required, help=text)
+
+
+_force = click.option("--force", is_flag=True, help="Replace what is there.")
+_threads = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; the runtime's own choice by default."
+)
+_card = click.option(
+    "--card", type=_FOLDER, help="Model card with the preprocess and labels of MODEL."
+)
+_batch = click.option(
+    "--batch", type=click.Choice(["1", "dynamic"]), default="1", show_default=True
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gnet-opt")
+def gnet_opt() -> None:
+    """From a trained GoogLeNet to a verified INT8 bundle for one edge device."""
+
+
+@gnet_opt.command()
+@click.argument("model", required=False)
+@click.option(
+    "-t", "--target", "target_name", required=True, help="Device; see `gnet-opt targets`."
+)
+@click.option("--calibration", type=_FOLDER, help="Folder of pictures to calibrate on.")
+@click.option("--eval", "evaluation", type=_FOLDER, help="Folder of labelled pictures to score on.")
+@_output_option(False, "Folder of the bundle; MODEL-TARGET by default.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp16", "fp32", "auto"]),
+    default="int8",
+    show_default=True,
+    help="auto ships float where INT8 loses accuracy or time.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default="mse",
+    show_default=True,
+    help="How ranges are chosen.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Top-1 that INT8 may lose, in percentage points.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Calibration pictures.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of their choice.")
+@_card
+@_batch
+@_threads
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan.")
+@_force
+@_common
+def quantize(
+    model: str | None,
+    target_name: str,
+    calibration: Path | None,
+    evaluation: Path | None,
+    out: Path | None,
+    card: Path | None,
+    batch: str,
+    dry_run: bool,
+    output: Output,
+    **choices: Any,
+) -> None:
+    """Quantize MODEL to INT8 for a device and write a verified bundle.
+
+    MODEL is a checkpoint (.pth, .pt, .safetensors), a model card (.toml), `torchvision`, or
+    `package.module:factory`. Without it the embedded demo model is used.
+    """
+    from gnet_opt import pipeline, target
+    from gnet_opt.cli import render
+
+    device = target.find(target_name)
+    if target_name == "cpu":
+        output.note(f"This machine's CPU is the target {device.name} ({device.file}).")
+    loaded = _load(model, card, "quantize", output)
+    job = pipeline.plan(
+        loaded,
+        device,
+        out or Path(f"{loaded.name}-{device.name}"),
+        calibration=_calibration(model, calibration, loaded),
+        evaluation=_evaluation(model, calibration, evaluation, loaded),
+        options=pipeline.Options(batch=_batch_value(batch), **choices),
+    )
+    for note in job.notes:
+        output.note(note)
+    if dry_run:
+        plan = job.to_dict()
+        output.result(
+            plan,
+            render.listing("plan", ("", ""), [(k, _short(v)) for k, v in plan.items()]),
+        )
+        return
+    result = pipeline.build(job, output.progress)
+    manifest = result.bundle.manifest
+    for note in result.notes[len(job.notes) :]:
+        output.note(note)
+    shown: list[Any] = [
+        render.comparison(manifest, result.sizes),
+        render.conditions(manifest),
+        f"Bundle: {result.bundle.root}",
+    ]
+    if output.verbose:
+        shown.insert(0, render.facts(manifest["facts"]))
+    if manifest["deferred"]:
+        shown.append(
+            f"The engine is built on the device: {manifest['deferred']['reason']} "
+            f"Run there: {manifest['deferred']['command']}"
+        )
+    value = {
+        "bundle": str(result.bundle.root),
+        "manifest": dict(manifest),
+        "rejected": result.rejected or None,
+        "sizes": dict(result.sizes),
+    }
+    output.result(value, *shown)
+    result.raise_if_rejected()
+
+
+@gnet_opt.command()
+@click.argument("model", required=False)
+@_output_option(True, "ONNX file to write.")
+@_card
+@_batch
+@_force
+@_common
+def export(
+    model: str | None, out: Path, card: Path | None, batch: str, force: bool, output: Output
+) -> None:
+    """Write the stripped and folded float graph of MODEL as ONNX."""
+    from gnet_opt import operations
+    from gnet_opt.cli import render
+    from gnet_opt.files import check_writable
+
+    check_writable(out, force=force)
+    loaded = _load(model, card, "export", output)
+    for note in loaded.assumptions:
+        output.note(note)
+    facts = operations.export(loaded, out, batch=_batch_value(batch), progress=output.progress)
+    output.result({"facts": facts, "file": str(out)}, render.facts(facts), f"ONNX: {out}")
+
+
+@gnet_opt.command(name="compile")
+@click.argument("bundle", type=_FOLDER)
+@_common
+def compile_(bundle: Path, output: Output) -> None:
+    """Finish the deferred build of BUNDLE on the device itself."""
+    from gnet_opt import operations
+    from gnet_opt.bundle import Bundle
+
+    done = operations.finish(Bundle.open(bundle))
+    output.result(done, done["message"])
+
+
+@gnet_opt.command()
+@click.argument("bundle", type=_FOLDER)
+@_threads
+@_common
+def verify(bundle: Path, threads: int | None, output: Output) -> None:
+    """Prove that BUNDLE is whole and computes on this machine what it must."""
+    from gnet_opt import operations
+    from gnet_opt.bundle import Bundle
+
+    checked = operations.verify(Bundle.open(bundle), threads=threads)
+    sqnr = "identical" if checked["sqnr_db"] is None else f"{checked['sqnr_db']:.1f} dB"
+    lines = [
+        f"{checked['files']} files have their SHA-256.",
+        f"Pictures are read and resized as at calibration (largest difference "
+        f"{checked['pixel_difference']} of 255 levels).",
+        f"{checked['golden_images']} golden outputs by {checked['backend']}: {sqnr} "
+        f"(at least {checked['tolerance_db']:.0f} dB).",
+    ]
+    if checked["deferred"]:
+        lines.append(
+            "The engine is not built yet, so the portable model was run by reference semantics. "
+            f"On the device: {checked['deferred']['command']}"
+        )
+    output.result({"bundle": str(bundle), **checked}, "\n".join(lines), f"{bundle} is good.")
+
+
+@gnet_opt.command()
+@click.argument("model")
+@click.option("--images", type=_FOLDER, required=True, help="Folder of labelled pictures.")
+@click.option("--reference", is_flag=True, help="Reference semantics instead of native kernels.")
+@_card
+@_threads
+@_common
+def evaluate(
+    model: str,
+    images: Path,
+    reference: bool,
+    card: Path | None,
+    threads: int | None,
+    output: Output,
+) -> None:
+    """Measure the accuracy of a bundle, a model or an ONNX file on labelled pictures."""
+    from gnet_opt import operations
+    from gnet_opt.cli import render
+
+    scored = operations.evaluate(
+        model,
+        images,
+        card=card,
+        reference=reference,
+        threads=threads,
+        progress=output.progress,
+    )
+    for note in scored["notes"]:
+        output.note(note)
+    top5 = "" if scored["top5"] is None else f"{scored['top5']:.2f}"
+    low, high = scored["ci95"]
+    rows = [
+        ("top-1, %", f"{scored['top1']:.2f}", f"[{low:.2f}, {high:.2f}]"),
+        ("top-5, %", top5, ""),
+    ]
+    output.result(
+        scored,
+        render.table(model, ("", scored["semantics"], "95 % interval"), rows),
+        f"{scored['images']} pictures of {scored['set']}, run by {scored['backend']}.",
+    )
+
+
+@gnet_opt.command()
+@click.argument("path", type=_FOLDER)
+@_common
+def inspect(path: Path, output: Output) -> None:
+    """Show what is in an ONNX file or a bundle."""
+    from gnet_opt import operations
+    from gnet_opt.cli import render
+
+    found = operations.inspect(path)
+    model = found["model"]
+    shown: list[Any] = []
+    if found["bundle"]:
+        bundle = found["bundle"]
+        shown += [
+            render.listing("bundle", ("", ""), [(k, _short(v)) for k, v in bundle.items()]),
+            render.listing(
+                "files",
+                ("path", "kind", "size", "SHA-256"),
+                [
+                    (a["path"], a["kind"], render.megabytes(a["bytes"]), a["sha256"][:16])
+                    for a in found["artifacts"]
+                ],
+            ),
+        ]
+    rows = [
+        (
+            layer["name"],
+            layer["operator"],
+            layer["precision"],
+            "x".join(str(size) for size in layer["weight"]),
+            f"{layer['macs'] / 1e6:.1f}",
+            "" if layer["scale"] is None else f"{layer['scale']:.3g}",
+            "" if layer["zero_point"] is None else str(layer["zero_point"]),
+        )
+        for layer in model["layers"]
+    ]
+    columns = ("layer", "operator", "precision", "weight", "MMAC", "scale", "zero point")
+    shown += [
+        render.listing("layers", columns, rows),
+        f"{model['input']} -> {model['output']}, opset {model['opset']}",
+        ", ".join(f"{count} {name}" for name, count in model["operators"].items()),
+        f"{model['parameters']:,} weights, {model['macs'] / 1e9:.3f} GMAC, "
+        f"{100 * model['macs_int8_share']:.1f} % of them in INT8",
+    ]
+    output.result(found, *shown)
+
+
+@gnet_opt.command()
+@click.argument("name", required=False)
+@_common
+def targets(name: str | None, output: Output) -> None:
+    """List the targets, or show one; this machine's are marked."""
+    from gnet_opt import backends, target
+    from gnet_opt.cli import render
+
+    if name is not None:
+        shown = target.find(name).to_dict()
+        rows = [(key, _short(value)) for key, value in shown.items() if key != "evidence"]
+        evidence = [(e["claim"], e["source"], e["date"]) for e in shown["evidence"]]
+        output.result(
+            shown,
+            render.listing(shown["name"], ("", ""), rows),
+            render.listing("evidence", ("claim", "source", "date"), evidence),
+        )
+        return
+    found = [
+        {**t.to_dict(), "installed": backends.get(t.backend).probe().available}
+        for t in target.shipped()
+    ]
+    listed = [
+        (
+            ("* " if t["this_machine"] else "  ") + t["name"],
+            ", ".join(t["aliases"]),
+            t["backend"] + ("" if t["installed"] else " (not installed)"),
+            " ".join(t["precisions"]),
+            t["summary"],
+        )
+        for t in found
+    ]
+    columns = ("target", "aliases", "backend", "precisions", "summary")
+    output.result(
+        found,
+        render.listing("targets", columns, listed),
+        "* describes this machine. `--target cpu` chooses its most specific one.",
+    )
+
+
+@gnet_opt.command()
+@click.argument("images", metavar="SET", type=_FOLDER)
+@_output_option(True, "Folder for the weights and the model card.")
+@click.option("--validation", type=_FOLDER, help="Folder of labelled pictures to measure on.")
+@click.option(
+    "--recipe", type=click.Choice(["paper", "modern"]), default="modern", show_default=True
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the images.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step.")
+@click.option("--learning-rate", type=float, help="At the start.")
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.")
+@click.option("--min-crop", type=float, help="Least area of a random crop, 0..1.")
+@click.option("--early-epochs", type=click.IntRange(0), help="First epochs on smaller crops.")
+@click.option("--early-size", type=click.IntRange(32), help="Side of those crops, in pixels.")
+@click.option("--seed", type=int, help="Of weights, order and augmentation.")
+@click.option("--init", "start", help="MODEL to start from instead of random weights.")
+@click.option("--name", help="Name in the model card.")
+@click.option("--license", "licence", default="", help="Licence in the model card.")
+@click.option("--source", default="", help="Source in the model card.")
+@click.option("--resume", is_flag=True, help="Go on after an interruption.")
+@_threads
+@_force
+@_common
+def train(
+    images: Path,
+    out: Path,
+    validation: Path | None,
+    recipe: str,
+    start: str | None,
+    name: str | None,
+    licence: str,
+    source: str,
+    resume: bool,
+    force: bool,
+    output: Output,
+    **choices: Any,
+) -> None:
+    """Train a GoogLeNet on the labelled pictures of SET."""
+    from gnet_opt.cli import render
+    from gnet_opt.errors import require
+    from gnet_opt.files import check_writable
+    from gnet_opt.images import ImageSet
+    from gnet_opt.stages import train as training
+    from gnet_opt.stages.load import load
+
+    require("torch", "build", "train a model")
+    if not resume:
+        check_writable(out / training.CARD, force=force)
+    chosen = {key: value for key, value in choices.items() if value is not None}
+    pictures = ImageSet.open(images)
+    done = training.train(
+        pictures,
+        out,
+        training.RECIPES[recipe](**chosen),
+        validation=ImageSet.open(validation, classes=pictures.classes) if validation else None,
+        init=load(start).module if start else None,
+        resume=resume,
+        name=name,
+        license=licence,
+        source=source,
+        progress=output.progress,
+        log=output.note,
+    )
+    rows = [("weights", str(done.weights)), ("model card", str(done.card))]
+    if done.top1 is not None:
+        rows.append(("top-1, %", f"{done.top1:.2f} ({done.validation_images} pictures)"))
+    rows.append(("time", f"{done.seconds / 60:.1f} min"))
+    value = {
+        "card": str(done.card),
+        "seconds": done.seconds,
+        "top1": done.top1,
+        "validation_images": done.validation_images,
+        "weights": str(done.weights),
+    }
+    output.result(value, render.listing("trained", ("", ""), rows))
+
+
+@gnet_opt.command()
+@_common
+def doctor(output: Output) -> None:
+    """Tell what this machine is, what is installed, and what each missing extra would bring."""
+    from gnet_opt import backends, operations, target
+    from gnet_opt.cli import render
+    from gnet_opt.errors import ConfigError
+    from gnet_opt.machine import this_machine
+    from gnet_opt.versions import tools
+
+    machine = this_machine().to_dict()
+    try:
+        cpu = target.detect().name
+    except ConfigError as error:
+        cpu = str(error)
+    probes = {name: backends.get(name).probe() for name in backends.names()}
+    build = operations.build_probe()
+    value = {
+        "backends": {
+            name: {"available": p.available, "detail": p.detail, "version": p.version}
+            for name, p in probes.items()
+        },
+        "build": build,
+        "cpu_target": cpu,
+        "machine": machine,
+        "tools": tools(),
+    }
+    rows = [(key, _short(item)) for key, item in machine.items()]
+    rows.append(("--target cpu means", cpu))
+    found = [
+        (name, "yes" if p.available else "no", p.version, p.detail) for name, p in probes.items()
+    ]
+    missing = build["missing"]
+    state = "ready" if not missing else f"missing {', '.join(missing)}: {build['install']}"
+    output.result(
+        value,
+        render.listing("machine", ("", ""), rows),
+        render.listing("backends", ("backend", "usable", "version", "detail"), found),
+        f"Building bundles (extra `build`): {state}",
+    )
+
+
+def _load(model: str | None, card: Path | None, command: str, output: Output) -> Model:
+    from gnet_opt.errors import require
+    from gnet_opt.stages.load import load
+
+    for module in ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        require(module, "build", "read a checkpoint and build from it")
+    if model is None:
+        output.note(_DEMO.format(command=command))
+    return load(model, card=card)
+
+
+def _calibration(model: str | None, folder: Path | None, loaded: Model) -> ImageSet:
+    from gnet_opt import paths
+    from gnet_opt.errors import ConfigError
+    from gnet_opt.images import ImageSet
+
+    if folder is None and model is None:
+        folder = paths.demo_calibration()
+    if folder is None:
+        raise ConfigError(
+            "Calibration pictures are missing: pass --calibration with a folder of 100 or more "
+            "pictures like those the model will see. Random data would ruin the ranges."
+        )
+    return ImageSet.open(folder, classes=loaded.labels)
+
+
+def _evaluation(
+    model: str | None, calibration: Path | None, folder: Path | None, loaded: Model
+) -> ImageSet | None:
+    from gnet_opt import paths
+    from gnet_opt.images import ImageSet
+
+    if folder is None and model is None and calibration is None:
+        folder = paths.demo_evaluation()
+    return None if folder is None else ImageSet.open(folder, classes=loaded.labels)
+
+
+def _batch_value(text: str) -> Any:
+    return 1 if text == "1" else text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return "" if value is None else str(value)

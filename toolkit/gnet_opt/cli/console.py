@@ -1,0 +1,74 @@
+"""Where the command line writes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gnet_opt.files import dump_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How much to say, and in which form.
+
+    Attributes:
+        json: The result is one JSON document instead of tables.
+        quiet: Nothing but results and errors.
+        verbose: Facts of every stage, and tracebacks of errors.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def note(self, text: str) -> None:
+        """Tell the user something beside the result."""
+        if not self.quiet:
+            _console(stderr=True).print(text, style="dim", markup=False, highlight=False)
+
+    def result(self, value: Any, *renderables: Any) -> None:
+        """Print a result: as JSON, or as what is given to show it."""
+        import click
+
+        if self.json:
+            click.echo(dump_json(value), nl=False)
+            return
+        console = _console(stderr=False)
+        for renderable in renderables:
+            console.print(renderable, markup=False, highlight=False)
+
+    def progress(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """The `Progress` of the command line: a bar on stderr, with the time left."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = _console(stderr=True)
+        if self.quiet or not console.is_terminal:
+            yield from items
+            return
+        columns = (
+            TextColumn("{task.description:<28}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=label)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=stderr)

@@ -1,0 +1,115 @@
+"""Tables for people, from the same values that --json prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table, numbers to the right of a left first column."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of text, all columns to the left."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def comparison(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Table:
+    """The table that `quantize` ends with: float, the shipped precision, and the change."""
+    rows: list[tuple[str, str, str, str]] = []
+    accuracy, latency = manifest["accuracy"], manifest["latency"]
+    if accuracy:
+        before, after, drop = accuracy["float"], accuracy["quantized"], accuracy["drop"]
+        if drop:
+            low, high = (-drop["ci95"][1], -drop["ci95"][0])
+            change = f"{-drop['value']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+            rows.append(("top-1, %", f"{before['top1']:.2f}", f"{after['top1']:.2f}", change))
+            if before["top5"] is not None:
+                change = f"{after['top5'] - before['top5']:+.2f} points"
+                rows.append(("top-5, %", f"{before['top5']:.2f}", f"{after['top5']:.2f}", change))
+        rows.append(("agreement with float, %", "", f"{accuracy['agreement']:.2f}", ""))
+        rows.append(("SQNR of the logits, dB", "", _number(accuracy["sqnr_db"], "identical"), ""))
+    if latency:
+        before, after = latency["results"]["float"], latency["results"]["quantized"]
+        ratio = latency["speedup"]["quantized"]
+        change = f"{ratio['median']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        rows.append(
+            ("latency p50, ms", f"{before['p50_ms']:.2f}", f"{after['p50_ms']:.2f}", change)
+        )
+        rows.append(("latency p90, ms", f"{before['p90_ms']:.2f}", f"{after['p90_ms']:.2f}", ""))
+    ratio_size = sizes["float"] / sizes["quantized"]
+    rows.append(
+        (
+            "portable model, MB",
+            f"{sizes['float'] / 1e6:.2f}",
+            f"{sizes['quantized'] / 1e6:.2f}",
+            f"{ratio_size:.2f} times as small",
+        )
+    )
+    if sizes["compiled"]:
+        rows.append(("compiled files, MB", "", f"{sizes['compiled'] / 1e6:.2f}", ""))
+    title = f"{manifest['model']['name']} for {manifest['target']['name']}"
+    return table(title, ("", "float", manifest["precision"].upper(), "change"), rows)
+
+
+def conditions(manifest: Mapping[str, Any]) -> str:
+    """How the figures of `comparison` were measured, in sentences."""
+    parts = []
+    accuracy, latency = manifest["accuracy"], manifest["latency"]
+    if accuracy:
+        semantics = (
+            "native on this machine" if accuracy["semantics"] == "native" else "reference semantics"
+        )
+        parts.append(
+            f"Accuracy: {accuracy['images']} pictures of {accuracy['set']}, {semantics}; "
+            "intervals are 95 %, paired."
+        )
+    if latency:
+        result = latency["results"]["quantized"]
+        threads = latency["threads"] or "all"
+        parts.append(
+            f"Latency: {manifest['target']['backend']}, batch 1, {threads} threads, "
+            f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in its own "
+            f"process, spread of rounds {100 * result['spread']:.0f} %."
+        )
+        if result["spread"] > 0.1:
+            parts.append("The machine was busy: rounds differ by more than 10 %.")
+    return " ".join(parts)
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes with two digits."""
+    return f"{size / 1e6:.2f} MB"
+
+
+def facts(values: Mapping[str, Any]) -> Table:
+    """The facts of all stages, one a row."""
+    rows = [
+        (f"{stage}.{name}", _text(value))
+        for stage, facts in values.items()
+        for name, value in sorted(facts.items())
+    ]
+    return listing("facts", ("fact", "value"), rows)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f}"

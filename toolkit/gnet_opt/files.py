@@ -1,0 +1,106 @@
+"""Hashing, and writing in which a reader sees the old file or the new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gnet_opt.errors import ConfigError
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """The SHA-256 of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump_json(value: Any) -> str:
+    """JSON as gnet-opt writes it: sorted keys, two spaces, a newline at the end, no NaN."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that becomes `path` when the block ends well.
+
+    When the block raises (Ctrl-C and a full disk too) the temporary file is removed and `path`
+    is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuse early to overwrite `path` unless `force` is set.
+
+    Raises:
+        ConfigError: `path` exists and `force` is not set.
+    """
+    if path.exists() and not force:
+        raise ConfigError(
+            f"{path} exists already. Pass --force to replace it, or another --output."
+        )
+
+
+@contextlib.contextmanager
+def staging_directory(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path` to fill, and remove it at the end unless it was published.
+
+    It is on the file system of `path`, so that `publish` is one rename.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging: Path, path: Path) -> None:
+    """Put a complete folder in the place of `path`; an older `path` goes only when it is there."""
+    staging.chmod(0o777 & ~_umask())
+    if not path.exists():
+        staging.rename(path)
+        return
+    with staging_directory(path) as retired:
+        path.rename(retired / "old")
+        try:
+            staging.rename(path)
+        except OSError:
+            (retired / "old").rename(path)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,157 @@
+"""Golden samples: inputs and outputs that a bundle must give again on every machine.
+
+The outputs are those of reference semantics, which is what correct integer arithmetic computes;
+a runtime's own kernels round in other places, so they are compared by SQNR. A picture with its
+resized pixels proves that the machine reads and resizes pictures as the calibration did.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gnet_opt.bench.accuracy import sqnr_db
+from gnet_opt.errors import BackendError, IntegrityError
+from gnet_opt.files import atomic_path
+from gnet_opt.preprocess import FloatArray, PixelArray, Preprocess
+from gnet_opt.runtime import Runner, run_all
+
+FILE = "golden.npz"
+COUNT = 8
+"""Golden pictures in a bundle."""
+
+TOLERANCE_DB = {"int8": 20.0, "fp16": 40.0, "fp32": 60.0}
+"""Least SQNR between a machine's outputs and the golden ones. Correct INT8 kernels were measured
+at 32 dB and more (ARM, x86 with VNNI), saturating ones at 13 dB and less."""
+
+PIXEL_TOLERANCE = 2
+"""Largest difference of a resized pixel; versions of Pillow differ by one level at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Golden samples.
+
+    Attributes:
+        pixels: uint8 of shape (N, crop, crop, 3), RGB, resized and cropped.
+        outputs: float32 logits of shape (N, classes).
+        picture: uint8 of shape (height, width, 3), RGB: a picture before resizing.
+        picture_pixels: uint8 of shape (crop, crop, 3): what `Preprocess.pixels` makes of it.
+    """
+
+    pixels: PixelArray
+    outputs: FloatArray
+    picture: PixelArray
+    picture_pixels: PixelArray
+
+    @classmethod
+    def make(cls, pixels: PixelArray, outputs: FloatArray, preprocess: Preprocess) -> Golden:
+        """Put samples together with a drawn picture for the preprocess."""
+        picture = draw_picture()
+        resized = preprocess.pixels(Image.fromarray(picture))
+        return cls(pixels=pixels, outputs=outputs, picture=picture, picture_pixels=resized)
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """Read a golden file.
+
+        Raises:
+            IntegrityError: The file is damaged, or its arrays do not fit together.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                golden = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise IntegrityError(
+                f"{path} cannot be read ({error}). Copy the bundle again, or build it again."
+            ) from error
+        if golden.pixels.ndim != 4 or len(golden.pixels) != len(golden.outputs):
+            raise IntegrityError(f"{path}: inputs and outputs do not fit. Build the bundle again.")
+        return golden
+
+    def write(self, path: Path) -> None:
+        """Write the arrays, compressed; equal arrays give equal bytes."""
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                outputs=self.outputs,
+                picture=self.picture,
+                picture_pixels=self.picture_pixels,
+                pixels=self.pixels,
+            )
+
+    def check_preprocess(self, preprocess: Preprocess) -> int:
+        """Resize the golden picture on this machine.
+
+        Returns:
+            The largest difference of a pixel.
+
+        Raises:
+            IntegrityError: It is more than `PIXEL_TOLERANCE`.
+        """
+        here = preprocess.pixels(Image.fromarray(self.picture)).astype(np.int16)
+        if here.shape != self.picture_pixels.shape:
+            raise IntegrityError(
+                f"The preprocess gives a picture of shape {here.shape} here and of "
+                f"{self.picture_pixels.shape} in the golden samples. Build the bundle again."
+            )
+        worst = int(np.abs(here - self.picture_pixels).max())
+        if worst > PIXEL_TOLERANCE:
+            raise IntegrityError(
+                f"This machine resizes the golden picture differently (by up to {worst} of 255 "
+                "levels), so the model would see other pictures than it was calibrated on. "
+                "Install a current Pillow: pip install --upgrade pillow"
+            )
+        return worst
+
+    def replay(
+        self, runner: Runner, inputs: FloatArray, tolerance: float, backend: str
+    ) -> float | None:
+        """Run the golden inputs and compare with the golden outputs.
+
+        Args:
+            runner: The model on this machine.
+            inputs: `pixels`, normalized.
+            tolerance: Least SQNR, in dB.
+            backend: What runs it, for messages.
+
+        Returns:
+            The SQNR in dB, None when the outputs are identical.
+
+        Raises:
+            BackendError: The runner fails, or its logits are not finite.
+            IntegrityError: The SQNR is below the tolerance.
+        """
+        outputs = run_all(runner, inputs)
+        if outputs.shape != self.outputs.shape:
+            raise IntegrityError(
+                f"{backend} gives logits of shape {outputs.shape}, the golden outputs have "
+                f"{self.outputs.shape}. Build the bundle again."
+            )
+        if not np.isfinite(outputs).all():
+            raise BackendError(f"{backend} gives logits that are not finite on the golden inputs.")
+        measured = sqnr_db(self.outputs, outputs)
+        if measured is not None and measured < tolerance:
+            raise IntegrityError(
+                f"{backend} does not give the golden outputs here: SQNR {measured:.1f} dB, "
+                f"at least {tolerance:.0f} dB are needed. Was the bundle made for another CPU? "
+                "Build one with --target cpu on this machine, or for it."
+            )
+        return measured
+
+
+def draw_picture() -> PixelArray:
+    """A picture of 320 x 280 pixels with edges, ramps and fine texture, drawn in integers alone."""
+    y, x = np.mgrid[0:280, 0:320].astype(np.int64)
+    checks = ((x // 7 + y // 11) % 2) * 160
+    rings = ((x - 130) ** 2 + (y - 150) ** 2) // 190 % 256
+    texture = (x * 31 + y * 57 + x * y % 89) % 97
+    channels: npt.NDArray[np.int64] = np.stack(
+        [(checks + texture) % 256, rings, (x * 4 // 5 + texture) % 256], axis=-1
+    )
+    return channels.astype(np.uint8)

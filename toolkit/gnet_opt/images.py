@@ -1,0 +1,224 @@
+"""Image sets: which pictures, with which labels, and proof that two sets are disjoint."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from gnet_opt.errors import CalibrationError
+from gnet_opt.files import sha256_file, sha256_text
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Pictures in a fixed order, with labels where the set has them.
+
+    Attributes:
+        name: Where the set came from, for messages and the manifest.
+        files: The picture files.
+        labels: The class index of each file, or None for a set without labels.
+        classes: Class names by index where folders or a `classes.txt` name them, else empty.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @classmethod
+    def open(cls, folder: Path, *, classes: Sequence[str] = ()) -> ImageSet:
+        """Read an image set from a folder.
+
+        Three layouts are known: `labels.csv` with the columns `file,label` beside the pictures
+        (a label is a class index, or a class name where `classes` or `classes.txt` lists the
+        names); ImageFolder, one folder a class, indexed in name order, or in the order of
+        `classes` where those are the folder names; and a plain folder of pictures without labels.
+
+        Args:
+            folder: The folder.
+            classes: The model's class names by index, where they are known.
+
+        Raises:
+            CalibrationError: The folder does not exist, holds no picture, or its labels are
+                unreadable.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CalibrationError(
+                f"{folder} is not a folder. Pass a folder of pictures (ImageFolder layout, "
+                "labels.csv, or plain)."
+            )
+        names = tuple(classes)
+        listed = folder / "classes.txt"
+        if listed.is_file():
+            names = tuple(listed.read_text(encoding="utf-8").split("\n"))
+            names = tuple(name.strip() for name in names if name.strip())
+        if (folder / "labels.csv").is_file():
+            return _open_csv(folder, names)
+        subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and _pictures(p))
+        if subfolders:
+            return _open_image_folder(folder, subfolders, names)
+        files = _pictures(folder)
+        if not files:
+            raise CalibrationError(
+                f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}). "
+                "Pass a folder of pictures."
+            )
+        return cls(name=folder.name, files=files)
+
+    def sample(self, count: int | None, seed: int) -> ImageSet:
+        """A random subset of `count` pictures in the set's order, the same for the same seed."""
+        if count is None or count >= len(self):
+            return self
+        chosen = sorted(random.Random(seed).sample(range(len(self)), count))
+        return self.take(chosen)
+
+    def take(self, indices: Sequence[int]) -> ImageSet:
+        """The pictures at `indices`."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
+        return replace(self, files=tuple(self.files[i] for i in indices), labels=labels)
+
+    @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each file's bytes, in the order of `files`."""
+        return tuple(sha256_file(path) for path in self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """One SHA-256 for the whole set: contents, order and labels, not file names."""
+        labels = self.labels if self.labels is not None else ("",) * len(self)
+        return sha256_text(
+            "\n".join(f"{h} {label}" for h, label in zip(self.hashes, labels, strict=True))
+        )
+
+    def check_labels(self, classes: int) -> None:
+        """Require labels, all of them below `classes`.
+
+        Raises:
+            CalibrationError: There are no labels, or one is out of range.
+        """
+        if self.labels is None:
+            raise CalibrationError(
+                f"The image set {self.name} has no labels, and accuracy needs them. Use one "
+                "folder a class, or a labels.csv with the columns file,label."
+            )
+        for path, label in zip(self.files, self.labels, strict=True):
+            if not 0 <= label < classes:
+                raise CalibrationError(
+                    f"{path} has label {label}, but the model has {classes} classes "
+                    f"(0..{classes - 1}). Use labels of the model's own classes."
+                )
+
+
+def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
+    """Prove by content that no picture is in both sets.
+
+    Pictures are compared by the SHA-256 of their bytes, so that a copy under another name counts.
+
+    Raises:
+        CalibrationError: At least one picture is in both.
+    """
+    seen = dict(zip(calibration.hashes, calibration.files, strict=True))
+    shared = [
+        (seen[digest], path)
+        for digest, path in zip(evaluation.hashes, evaluation.files, strict=True)
+        if digest in seen
+    ]
+    if shared:
+        first, second = shared[0]
+        raise CalibrationError(
+            f"{len(shared)} of {len(evaluation)} evaluation pictures are calibration pictures too, "
+            f"for example {first} and {second}. Accuracy measured on them would be too good; "
+            "pass sets without common pictures."
+        )
+
+
+def split(images: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a set at random into `count` pictures and the rest, by content.
+
+    Copies of one picture stay on one side, so that the two parts are disjoint; the first part
+    can therefore hold a few more than `count`.
+
+    Args:
+        images: The set to split.
+        count: Least size of the first part.
+        seed: Seed of the random order.
+    """
+    order = sorted(
+        range(len(images)),
+        key=lambda i: hashlib.sha256(f"{seed} {images.hashes[i]}".encode()).digest(),
+    )
+    end = min(count, len(order))
+    while 0 < end < len(order) and images.hashes[order[end]] == images.hashes[order[end - 1]]:
+        end += 1
+    return images.take(sorted(order[:end])), images.take(sorted(order[end:]))
+
+
+def _pictures(folder: Path) -> tuple[Path, ...]:
+    return tuple(
+        sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+    )
+
+
+def _open_csv(folder: Path, names: tuple[str, ...]) -> ImageSet:
+    table = folder / "labels.csv"
+    files: list[Path] = []
+    labels: list[int] = []
+    with table.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if not {"file", "label"} <= set(reader.fieldnames or ()):
+            raise CalibrationError(f"{table} needs a header with the columns file and label.")
+        for row in reader:
+            path = folder / (row["file"] or "")
+            if not path.is_file():
+                raise CalibrationError(
+                    f"{table}, line {reader.line_num}: {path} does not exist. "
+                    "Correct the column file."
+                )
+            files.append(path)
+            labels.append(_label(row["label"], names, f"{table}, line {reader.line_num}"))
+    if not files:
+        raise CalibrationError(f"{table} lists no picture. Add rows file,label.")
+    return ImageSet(name=folder.name, files=tuple(files), labels=tuple(labels), classes=names)
+
+
+def _label(text: str | None, names: tuple[str, ...], where: str) -> int:
+    text = (text or "").strip()
+    if text in names:
+        return names.index(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise CalibrationError(
+            f"{where}: the label {text!r} is neither a class index nor a known class name."
+        ) from None
+
+
+def _open_image_folder(folder: Path, subfolders: list[Path], names: tuple[str, ...]) -> ImageSet:
+    found = [path.name for path in subfolders]
+    if set(found) <= set(names):
+        indices = [names.index(name) for name in found]
+    else:
+        indices = list(range(len(found)))
+        names = tuple(found)
+    files: list[Path] = []
+    labels: list[int] = []
+    for index, subfolder in zip(indices, subfolders, strict=True):
+        pictures = _pictures(subfolder)
+        files.extend(pictures)
+        labels.extend([index] * len(pictures))
+    return ImageSet(name=folder.name, files=tuple(files), labels=tuple(labels), classes=names)

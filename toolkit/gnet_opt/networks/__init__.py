@@ -1,0 +1,4 @@
+"""Network definitions that torchvision does not have.
+
+The modules in here import torch at their top, so import them inside functions only.
+"""

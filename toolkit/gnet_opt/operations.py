@@ -1,0 +1,238 @@
+"""What is done with a model or a finished bundle: export, verify, evaluate, inspect, finish."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from gnet_opt import backends
+from gnet_opt.backends.onnxruntime import open_reference
+from gnet_opt.bench import accuracy
+from gnet_opt.bundle import MANIFEST, Bundle
+from gnet_opt.cards import ModelCard
+from gnet_opt.errors import BackendError, ConfigError, ModelError, require
+from gnet_opt.golden import Golden, draw_picture
+from gnet_opt.images import ImageSet
+from gnet_opt.model import Model
+from gnet_opt.preprocess import IMAGENET, FloatArray, Preprocess
+from gnet_opt.progress import Progress, silent
+from gnet_opt.runtime import Artifact, Backend, Runner
+from gnet_opt.stages import prepare
+
+_BUILD_MODULES = (
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+_SAY = "ImageNet mean and standard deviation are assumed. Pass --card with a model card to say it."
+
+
+def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
+    """Prove that a bundle is whole and computes here what it computed when it was made.
+
+    Hashes of all files, the preprocess on the golden picture, and the golden outputs: by this
+    machine's runtime, or by reference semantics where the engine is still to be built.
+
+    Returns:
+        What was checked, with the measured SQNR in dB.
+
+    Raises:
+        IntegrityError: A file was changed, or an output is not as it must be.
+        MissingDependencyError: The runtime is not installed.
+    """
+    files = bundle.check()
+    samples = Golden.read(bundle.path("golden"))
+    pixels = samples.check_preprocess(bundle.preprocess)
+    tolerance = float(bundle.manifest["golden"]["tolerance"]["sqnr_db"])
+    inputs = bundle.preprocess.normalize(samples.pixels)
+    name, runtime = open_bundle(bundle, threads=threads)
+    with runtime as runner:
+        measured = samples.replay(runner, inputs, tolerance, name)
+    return {
+        "backend": name,
+        "deferred": bundle.deferred,
+        "files": files,
+        "golden_images": len(inputs),
+        "pixel_difference": pixels,
+        "sqnr_db": measured,
+        "tolerance_db": tolerance,
+    }
+
+
+def open_bundle(
+    bundle: Bundle, *, threads: int | None = None, reference: bool = False
+) -> tuple[str, AbstractContextManager[Runner]]:
+    """Open a bundle's model on this machine.
+
+    Returns:
+        The name of what runs it, and the runner's context manager. It is the bundle's own backend,
+        or `reference` on request and where the engine is still to be built.
+    """
+    if reference or bundle.deferred:
+        return "reference", open_reference(bundle.model, threads)
+    backend: Backend = backends.get(bundle.manifest["target"]["backend"])
+    return backend.name, backend.open(backend.artifact(bundle.root), threads=threads)
+
+
+def export(
+    model: Model, out: Path, *, batch: Literal[1, "dynamic"] = 1, progress: Progress = silent
+) -> dict[str, Any]:
+    """Write the stripped and folded float graph; the claims are proved on drawn pictures.
+
+    Returns:
+        The facts of each stage.
+
+    Raises:
+        ModelError: A stage failed, or changed the logits by more than it may.
+    """
+    return prepare(model, _drawn_examples(model.preprocess), out, batch=batch, progress=progress)
+
+
+def evaluate(
+    spec: str,
+    folder: Path,
+    *,
+    card: Path | None = None,
+    reference: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measure accuracy on labelled pictures.
+
+    Args:
+        spec: A bundle, an ONNX file, or anything that `gnet_opt.stages.load` takes.
+        folder: The labelled pictures.
+        card: A model card with preprocess and labels, for an ONNX file or a checkpoint.
+        reference: Reference semantics instead of this machine's kernels.
+        threads: CPU threads, or None for the runtime's own choice.
+        progress: Shows how far it is.
+
+    Returns:
+        `top1` and `top5` in percent, `ci95` of top-1 (Wilson score interval), and what ran.
+
+    Raises:
+        GnetOptError: The model or the pictures cannot be used.
+    """
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-") as scratch:
+        if (Path(spec) / MANIFEST).is_file():
+            bundle = Bundle.open(Path(spec))
+            bundle.check()
+            preprocess, labels = bundle.preprocess, tuple(bundle.manifest["labels"])
+            if bundle.deferred and not reference:
+                notes.append("The engine is not built yet: these are reference semantics.")
+            backend, opened = open_bundle(bundle, threads=threads, reference=reference)
+        else:
+            path, preprocess, labels, assumed = _onnx_of(spec, card, Path(scratch), progress)
+            notes.extend(assumed)
+            backend = "reference" if reference else "onnxruntime"
+            artifact = Artifact(backend=backend, path=path, files=(("onnx", path),))
+            opened = backends.get(backend).open(artifact, threads=threads)
+        images = ImageSet.open(folder, classes=labels)
+        if images.labels is None:
+            images.check_labels(0)
+        with opened as runner:
+            logits = accuracy.collect({"model": runner}, images, preprocess, progress)["model"]
+    images.check_labels(logits.shape[1])
+    assert images.labels is not None
+    scored = accuracy.score(logits, images.labels)
+    return {
+        "backend": backend,
+        "ci95": list(accuracy.wilson(scored.top1, len(images))),
+        "images": len(images),
+        "model": spec,
+        "notes": notes,
+        "semantics": "reference" if backend == "reference" else "native",
+        "set": images.name,
+        "top1": scored.top1,
+        "top5": scored.top5,
+    }
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Describe a bundle or an ONNX file.
+
+    Returns:
+        `model`, what `gnet_opt.quantization.describe` found, and for a bundle `bundle` (its
+        manifest without long lists) and `artifacts`; None for a file.
+
+    Raises:
+        IntegrityError: The bundle is damaged.
+        ModelError: The file is no ONNX file.
+    """
+    require("onnx_ir", "build", "look into an ONNX file")
+    from gnet_opt.quantization.describe import describe
+
+    if path.is_dir():
+        bundle = Bundle.open(path)
+        bundle.check()
+        long = ("artifacts", "facts", "labels", "notes")
+        summary = {key: value for key, value in bundle.manifest.items() if key not in long}
+        artifacts = bundle.manifest["artifacts"]
+        return {"artifacts": artifacts, "bundle": summary, "model": describe(bundle.model)}
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist. Pass an ONNX file or a bundle.")
+    return {"artifacts": None, "bundle": None, "model": describe(path)}
+
+
+def finish(bundle: Bundle) -> dict[str, Any]:
+    """Finish a deferred build on the device itself.
+
+    Raises:
+        BackendError: This machine cannot build it; the message says what to run where.
+    """
+    bundle.check()
+    if not bundle.deferred:
+        return {"bundle": str(bundle.root), "message": f"{bundle.root} is complete already."}
+    raise BackendError(
+        f"{bundle.root} is finished by its script on the device (this version of gnet-opt does "
+        f"not drive TensorRT itself). Run there, in the bundle: {bundle.deferred['command']}"
+    )
+
+
+def build_probe() -> dict[str, Any]:
+    """Which packages of the extra `build` are missing, without importing any."""
+    missing = [name for name in _BUILD_MODULES if find_spec(name) is None]
+    return {"install": 'pip install "gnet-opt[build]"' if missing else "", "missing": missing}
+
+
+def _onnx_of(
+    spec: str, card: Path | None, scratch: Path, progress: Progress
+) -> tuple[Path, Preprocess, tuple[str, ...], tuple[str, ...]]:
+    """An ONNX file for a model, with its preprocess, its labels and what was assumed."""
+    if not spec.endswith(".onnx"):
+        from gnet_opt.stages.load import load
+
+        model = load(spec, card=card)
+        path = scratch / "float.onnx"
+        export(model, path, progress=progress)
+        return path, model.preprocess, model.labels, model.assumptions
+    path = Path(spec)
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist. Pass an ONNX file, a bundle or a model.")
+    if card is not None:
+        described = ModelCard.open(card)
+        if described.preprocess is not None and not described.transform_input:
+            return path, described.preprocess, described.labels, ()
+        raise ConfigError(
+            f"{card} does not say how pictures become the input of {path}. Give it a [preprocess] "
+            "table with the mean and std of the ONNX file itself, without transform_input."
+        )
+    return path, IMAGENET, (), ("An ONNX file does not say how pictures become its input: " + _SAY,)
+
+
+def _drawn_examples(preprocess: Preprocess) -> FloatArray:
+    """Pictures that need no file: the golden one, mirrored and turned."""
+    picture = draw_picture()
+    views = (picture, picture[:, ::-1], picture[::-1], np.swapaxes(picture, 0, 1))
+    return np.stack([preprocess.normalize(preprocess.pixels(Image.fromarray(v))) for v in views])

@@ -1,0 +1,516 @@
+"""The main job, from a loaded model to a bundle: every stage in its order, once.
+
+Stages know nothing of each other; what one gives the next is passed here. Nothing is printed:
+the caller gets a `Result`, and `notes` for what was assumed or left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gnet_opt import backends, golden
+from gnet_opt.backends.onnxruntime import open_reference
+from gnet_opt.bench import accuracy, latency
+from gnet_opt.bundle import MODEL, Bundle, artifact_kinds
+from gnet_opt.errors import (
+    ConfigError,
+    GateFailedError,
+    MissingDependencyError,
+)
+from gnet_opt.files import check_writable, publish, staging_directory
+from gnet_opt.images import ImageSet, check_disjoint
+from gnet_opt.model import Model
+from gnet_opt.preprocess import FloatArray, PixelArray
+from gnet_opt.progress import Progress, silent
+from gnet_opt.quantization import DEFAULT_METHOD, METHODS, quantize
+from gnet_opt.runtime import Artifact, Deferred, run_all
+from gnet_opt.stages import prepare
+from gnet_opt.target import PRECISIONS, Target
+from gnet_opt.versions import tools
+
+_BUILD_MODULES = (
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+_SAY = "ImageNet mean and standard deviation are assumed. Pass --card with a model card to say it."
+_EXAMPLES = 4
+_FEW_IMAGES = 32
+_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "pillow", "torch", "torchvision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user can choose for a build.
+
+    Attributes:
+        precision: `int8`, `fp32`, or `auto`: INT8 if it passes the gate and is faster where that
+            can be measured, else float.
+        method: How ranges are chosen, one of `gnet_opt.quantization.METHODS`.
+        max_drop: The most top-1 that INT8 may lose, in percentage points.
+        samples: At most this many calibration pictures, taken at random.
+        seed: Of that choice.
+        batch: 1, or `dynamic`.
+        threads: CPU threads for measuring, or None for the runtime's own choice.
+        force: Whether an existing bundle is replaced.
+    """
+
+    precision: str = "int8"
+    method: str = DEFAULT_METHOD
+    max_drop: float = 1.0
+    samples: int = 256
+    seed: int = 0
+    batch: Literal[1, "dynamic"] = 1
+    threads: int | None = None
+    force: bool = False
+
+    def check(self, target: Target) -> None:
+        """Refuse what cannot be built, before any work.
+
+        Raises:
+            ConfigError: A value is unknown, out of range or not for this target.
+        """
+        if self.precision not in (*PRECISIONS, "auto"):
+            raise ConfigError(f"There is no precision {self.precision!r}; use int8, fp32 or auto.")
+        if self.precision != "auto" and self.precision not in target.precisions:
+            raise ConfigError(
+                f"The target {target.name} has no {self.precision}; it has "
+                f"{', '.join(target.precisions)}. Choose one of them with --precision."
+            )
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"There is no calibration method {self.method!r}; use one of {', '.join(METHODS)}."
+            )
+        if not self.max_drop >= 0.0:
+            raise ConfigError(f"--max-drop is {self.max_drop}; it must be at least 0.")
+        if self.samples < 1:
+            raise ConfigError(f"--samples is {self.samples}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known before the first computation; what `--dry-run` prints.
+
+    Attributes:
+        model: The loaded model.
+        target: The target.
+        options: What the user chose.
+        calibration: The pictures to calibrate on.
+        evaluation: The pictures to evaluate on, or None.
+        semantics: `native` when this machine is the target, else `reference`.
+        output: Where the bundle goes.
+        notes: What was assumed or is left out, in plain sentences.
+    """
+
+    model: Model
+    target: Target
+    options: Options
+    calibration: ImageSet
+    evaluation: ImageSet | None
+    semantics: Literal["native", "reference"]
+    output: Path
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as `--dry-run --json` prints it."""
+        evaluation = self.evaluation
+        return {
+            "calibration": {"images": len(self.calibration), "set": self.calibration.name},
+            "evaluation": evaluation and {"images": len(evaluation), "set": evaluation.name},
+            "model": {"classes": self.model.classes, "name": self.model.name},
+            "notes": list(self.notes),
+            "output": str(self.output),
+            "precision": self.options.precision,
+            "semantics": self.semantics,
+            "target": self.target.name,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished build.
+
+    Attributes:
+        bundle: The bundle; where the gate failed, the rejected one.
+        sizes: Bytes by name: `float` and `quantized` portable models, `compiled` files.
+        notes: What was assumed, left out or decided, in plain sentences.
+        rejected: Why the gate refused it, empty when it passed.
+    """
+
+    bundle: Bundle
+    sizes: Mapping[str, int]
+    notes: tuple[str, ...]
+    rejected: str = ""
+
+    def raise_if_rejected(self) -> None:
+        """Turn a failed gate into an error.
+
+        Raises:
+            GateFailedError: The gate refused the bundle.
+        """
+        if self.rejected:
+            raise GateFailedError(self.rejected)
+
+
+def plan(
+    model: Model,
+    target: Target,
+    output: Path,
+    *,
+    calibration: ImageSet,
+    evaluation: ImageSet | None = None,
+    options: Options | None = None,
+) -> Plan:
+    """Check everything that can be checked before the work begins.
+
+    Args:
+        model: What `gnet_opt.stages.load` gave.
+        target: What to build for.
+        output: The folder of the bundle.
+        calibration: Pictures to calibrate on; labels are not needed.
+        evaluation: Labelled pictures to measure accuracy on. Without it, calibration pictures
+            that were not sampled are used where there are enough.
+        options: What the user chose.
+
+    Raises:
+        ConfigError: An option does not fit, or `output` exists.
+        CalibrationError: Labels do not fit the model, or the sets share a picture.
+        MissingDependencyError: The backend cannot run here and would have to.
+    """
+    options = options or Options()
+    options.check(target)
+    check_writable(output, force=options.force)
+    _check_replaceable(output)
+    probe = backends.get(target.backend).probe()
+    if target.compile == "host" and not probe.available:
+        raise MissingDependencyError(probe.detail)
+    notes = list(model.assumptions)
+    chosen = calibration.sample(options.samples, options.seed)
+    if len(chosen) < _FEW_IMAGES:
+        notes.append(
+            f"Only {len(chosen)} calibration pictures: ranges may be too narrow. "
+            "100 or more are usual."
+        )
+    if evaluation is None:
+        evaluation = _left_over(calibration, chosen)
+        if evaluation is not None:
+            notes.append(
+                f"No evaluation set was given: {len(evaluation)} pictures of {calibration.name} "
+                "that are not used for calibration serve instead."
+            )
+    if evaluation is None:
+        notes.append(
+            "Accuracy is not measured and the gate is not applied: pass --eval with labelled "
+            "pictures that are not calibration pictures."
+        )
+    else:
+        check_disjoint(chosen, evaluation)
+        if evaluation.labels is None:
+            notes.append(
+                "The evaluation pictures have no labels: agreement with the float model is "
+                "measured, but the accuracy gate is not applied."
+            )
+        else:
+            evaluation.check_labels(model.classes)
+    native = target.is_this_machine()
+    if not native:
+        notes.append(
+            f"This machine is not {target.name}: accuracy is that of reference semantics, and "
+            "latency is not measured here."
+        )
+    return Plan(
+        model=model,
+        target=target,
+        options=options,
+        calibration=chosen,
+        evaluation=evaluation,
+        semantics="native" if native else "reference",
+        output=output,
+        notes=tuple(notes),
+    )
+
+
+def build(job: Plan, progress: Progress = silent) -> Result:
+    """Do the whole work of a plan; the bundle appears when it is complete, or not at all.
+
+    A bundle that fails the gate is kept beside as `NAME.rejected`, and `Result.rejected` says why.
+
+    Raises:
+        GnetOptError: A stage failed; nothing is left behind.
+    """
+    with staging_directory(job.output) as scratch, staging_directory(job.output) as staging:
+        build = _Build(job, scratch, staging, progress)
+        return build.run()
+
+
+class _Build:
+    """One build: what the steps of `run` share."""
+
+    def __init__(self, job: Plan, scratch: Path, staging: Path, progress: Progress) -> None:
+        self._job = job
+        self._scratch = scratch
+        self._staging = staging
+        self._progress = progress
+        self._backend = backends.get(job.target.backend)
+        self._float = scratch / "float.onnx"
+        self._notes = list(job.notes)
+        self._examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
+        self._pixels: PixelArray = np.stack(
+            [job.model.preprocess.load_pixels(path) for path in self._examples.files]
+        )
+
+    def run(self) -> Result:
+        job = self._job
+        facts = self._prepare()
+        wanted = job.options.precision
+        precision = "int8" if wanted == "auto" and "int8" in job.target.precisions else wanted
+        if precision == "auto":
+            precision = "fp32"
+        measured = self._attempt(precision, facts)
+        if wanted == "auto" and precision == "int8" and (reason := self._refusal(measured)):
+            self._notes.append(f"INT8 does not ship: {reason} The bundle is float.")
+            for path in self._staging.iterdir():
+                path.unlink()
+            measured = {**self._attempt("fp32", facts), "decision": reason}
+            precision = "fp32"
+        rejected = self._gate(measured) if precision == "int8" else ""
+        output = job.output
+        if rejected:
+            output = output.with_name(f"{output.name}.rejected")
+            rejected += f" The bundle is kept as {output}. Raise --max-drop to accept it, or try "
+            rejected += "another --method or more calibration pictures."
+        kinds: dict[str, str] = measured.pop("kinds")
+        sizes: dict[str, int] = measured.pop("sizes")
+        bundle = Bundle.write(self._staging, self._manifest(precision, facts, measured), kinds)
+        bundle.check()
+        publish(self._staging, output)
+        return Result(
+            bundle=Bundle.open(output), sizes=sizes, notes=tuple(self._notes), rejected=rejected
+        )
+
+    def _prepare(self) -> dict[str, Any]:
+        job = self._job
+        examples = job.model.preprocess.normalize(self._pixels[:_EXAMPLES])
+        batch = job.options.batch
+        return prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
+
+    def _attempt(self, precision: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write, compile and measure one precision in the staging folder."""
+        portable = self._staging / MODEL
+        facts.pop("calibrate", None)
+        facts.pop("quantize", None)
+        if precision == "int8":
+            facts.update(self._quantize(portable))
+        else:
+            shutil.copyfile(self._float, portable)
+        compiled = self._backend.compile(portable, self._job.target, self._staging)
+        kinds = {MODEL: "onnx", golden.FILE: "golden"}
+        deferred = None
+        if isinstance(compiled, Deferred):
+            kinds |= {p.relative_to(self._staging).as_posix(): k for k, p in compiled.files}
+            deferred = {
+                "command": compiled.command,
+                "expected": compiled.expected,
+                "reason": compiled.reason,
+            }
+        else:
+            kinds |= artifact_kinds(self._staging, [compiled])
+        artifact = compiled if isinstance(compiled, Artifact) else None
+        facts["golden"] = self._golden(precision, portable, artifact)
+        measured = {
+            "accuracy": self._accuracy(portable, artifact),
+            "deferred": deferred,
+            "golden": {
+                "inputs": f"{golden.FILE}:pixels",
+                "outputs": f"{golden.FILE}:outputs",
+                "semantics": "reference",
+                "tolerance": {"sqnr_db": golden.TOLERANCE_DB[precision]},
+            },
+            "kinds": kinds,
+            "latency": self._latency(artifact),
+        }
+        others = sum(
+            (self._staging / path).stat().st_size
+            for path, kind in kinds.items()
+            if kind not in ("onnx", "golden")
+        )
+        measured["sizes"] = {
+            "compiled": others,
+            "float": self._float.stat().st_size,
+            "quantized": portable.stat().st_size,
+        }
+        return measured
+
+    def _quantize(self, out: Path) -> dict[str, Any]:
+        job = self._job
+        files = self._progress(job.calibration.files, "Calibrating", len(job.calibration))
+        inputs: Iterator[FloatArray] = (job.model.preprocess.load(path) for path in files)
+        return quantize(
+            self._float,
+            out,
+            inputs,
+            job.target.scheme,
+            method=job.options.method,
+            threads=job.options.threads,
+        )
+
+    def _golden(self, precision: str, portable: Path, artifact: Artifact | None) -> dict[str, Any]:
+        """Write the golden samples, and hold this machine's runtime to them where it counts."""
+        job = self._job
+        inputs = job.model.preprocess.normalize(self._pixels)
+        with open_reference(portable, job.options.threads) as runner:
+            outputs = run_all(runner, inputs)
+        with open_reference(self._float, job.options.threads) as runner:
+            float_outputs = run_all(runner, inputs)
+        samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
+        samples.write(self._staging / golden.FILE)
+        facts = {
+            "images": len(inputs),
+            "runtime_sqnr_db": None,
+            "sqnr_db": accuracy.sqnr_db(float_outputs, outputs),
+        }
+        if artifact is not None and job.semantics == "native":
+            with self._backend.open(artifact, threads=job.options.threads) as runner:
+                facts["runtime_sqnr_db"] = samples.replay(
+                    runner, inputs, golden.TOLERANCE_DB[precision], artifact.backend
+                )
+        return facts
+
+    def _accuracy(self, portable: Path, artifact: Artifact | None) -> dict[str, Any] | None:
+        job = self._job
+        if job.evaluation is None:
+            return None
+        threads = job.options.threads
+        with ExitStack() as stack:
+            if artifact is not None and job.semantics == "native":
+                before = self._backend.open(self._float_artifact(), threads=threads)
+                after = self._backend.open(artifact, threads=threads)
+            else:
+                before, after = (
+                    open_reference(self._float, threads),
+                    open_reference(portable, threads),
+                )
+            runners = {
+                "float": stack.enter_context(before),
+                "quantized": stack.enter_context(after),
+            }
+            logits = accuracy.collect(runners, job.evaluation, job.model.preprocess, self._progress)
+        compared = accuracy.compare(
+            logits["float"],
+            logits["quantized"],
+            job.evaluation.labels,
+            semantics=job.semantics,
+        )
+        return {
+            **compared.to_dict(),
+            "digest": job.evaluation.digest,
+            "set": job.evaluation.name,
+        }
+
+    def _latency(self, artifact: Artifact | None) -> dict[str, Any] | None:
+        job = self._job
+        if artifact is None or job.semantics != "native":
+            return None
+        resolve = "gnet_opt.backends:get"
+        report = latency.measure(
+            [
+                latency.Subject(name="float", artifact=self._float_artifact(), resolve=resolve),
+                latency.Subject(name="quantized", artifact=artifact, resolve=resolve),
+            ],
+            job.model.preprocess.normalize(self._pixels[:1]),
+            threads=job.options.threads,
+            progress=self._progress,
+        )
+        return report.to_dict()
+
+    def _float_artifact(self) -> Artifact:
+        """The float model compiled by the same backend, made once."""
+        folder = self._scratch / "float"
+        if folder.is_dir():
+            return self._backend.artifact(folder)
+        folder.mkdir()
+        compiled = self._backend.compile(self._float, self._job.target, folder)
+        assert isinstance(compiled, Artifact)  # only a target that compiles here comes this far
+        return compiled
+
+    def _gate(self, measured: Mapping[str, Any]) -> str:
+        """Why the accuracy gate refuses, or nothing."""
+        drop = measured["accuracy"] and measured["accuracy"]["drop"]
+        if not drop or drop["value"] <= self._job.options.max_drop:
+            return ""
+        low, high = drop["ci95"]
+        return (
+            f"INT8 loses {drop['value']:.2f} points of top-1 (95 % interval {low:.2f} to "
+            f"{high:.2f}, {measured['accuracy']['images']} pictures); --max-drop allows "
+            f"{self._job.options.max_drop:g}."
+        )
+
+    def _refusal(self, measured: Mapping[str, Any]) -> str:
+        """Why INT8 is not worth shipping, or nothing."""
+        if reason := self._gate(measured):
+            return reason
+        if measured["latency"]:
+            speedup = measured["latency"]["speedup"]["quantized"]["median"]
+            if speedup <= 1.0:
+                return f"It is not faster than float here ({speedup:.2f} times)."
+        return ""
+
+    def _manifest(
+        self, precision: str, facts: Mapping[str, Any], measured: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        job = self._job
+        return {
+            **measured,
+            "calibration": {
+                "digest": job.calibration.digest,
+                "images": len(job.calibration),
+                "method": job.options.method,
+                "seed": job.options.seed,
+                "set": job.calibration.name,
+            },
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "facts": dict(facts),
+            "labels": list(job.model.labels),
+            "model": {
+                "architecture": job.model.architecture,
+                "classes": job.model.classes,
+                "name": job.model.name,
+                "sha256": job.model.sha256,
+                "source": job.model.source,
+            },
+            "notes": list(self._notes),
+            "precision": precision,
+            "preprocess": job.model.preprocess.to_dict(),
+            "scheme": job.target.scheme.to_dict() if precision == "int8" else None,
+            "target": {"backend": job.target.backend, "name": job.target.name},
+            "tools": tools(),
+        }
+
+
+def _left_over(calibration: ImageSet, chosen: ImageSet) -> ImageSet | None:
+    """Calibration pictures that were not sampled, as evaluation set, where they are enough."""
+    used = set(chosen.hashes)
+    rest = [i for i, digest in enumerate(calibration.hashes) if digest not in used]
+    return calibration.take(rest) if len(rest) >= _FEW_IMAGES else None
+
+
+def _check_replaceable(output: Path) -> None:
+    """--force replaces bundles, not somebody's folder."""
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
+        raise ConfigError(
+            f"{output} is not a bundle, so --force does not replace it. Choose another --output."
+        )
+    if output.resolve() == Path.cwd():
+        raise ConfigError("The current folder cannot be the bundle. Choose another --output.")

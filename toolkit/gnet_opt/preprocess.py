@@ -1,0 +1,170 @@
+"""The one description of how a picture becomes the network's input.
+
+Calibration, evaluation, the golden samples and the device runtime all use the same `Preprocess`;
+it is written into every bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from gnet_opt.errors import CalibrationError, ConfigError
+
+FloatArray = npt.NDArray[np.float32]
+PixelArray = npt.NDArray[np.uint8]
+
+_INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize, centre crop, channel order and normalisation, in this order.
+
+    Resizing and cropping follow torchvision's `Resize` and `CenterCrop` on PIL images, which is
+    the pipeline that the published weights were evaluated with.
+
+    Attributes:
+        resize: Length of the shorter side after resizing, in pixels.
+        crop: Side of the square centre crop, in pixels; the network's input size.
+        interpolation: `bilinear`, `bicubic` or `nearest`, always with antialiasing.
+        channels: `rgb` or `bgr`, the order of the network's input channels.
+        mean: Subtracted per channel, in `channels` order, on the 0..255 scale.
+        std: Divided by per channel, in `channels` order, on the 0..255 scale.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    channels: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self.resize < self.crop:
+            raise ConfigError(
+                f"preprocess.resize ({self.resize}) must be at least preprocess.crop "
+                f"({self.crop}), and both positive."
+            )
+        if self.interpolation not in _INTERPOLATIONS:
+            known = ", ".join(_INTERPOLATIONS)
+            raise ConfigError(
+                f"preprocess.interpolation is {self.interpolation!r}; it must be one of {known}."
+            )
+        if self.channels not in ("rgb", "bgr"):
+            raise ConfigError(f"preprocess.channels is {self.channels!r}; it must be rgb or bgr.")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not np.all(np.isfinite(values)):
+                raise ConfigError(f"preprocess.{name} must be three finite numbers, one a channel.")
+        if min(self.std) <= 0:
+            raise ConfigError("preprocess.std must be three positive numbers.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Read the `[preprocess]` table of a card or a manifest.
+
+        Raises:
+            ConfigError: A key is unknown or a value does not fit.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"preprocess.{unknown[0]} is not known; the keys are {', '.join(sorted(known))}."
+            )
+        arguments = dict(values)
+        try:
+            for name in ("mean", "std"):
+                if name in arguments:
+                    arguments[name] = tuple(float(value) for value in arguments[name])
+            for name in ("resize", "crop"):
+                if name in arguments:
+                    arguments[name] = int(arguments[name])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"preprocess.{name} cannot be read: {error}.") from error
+        return cls(**arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as it stands in a card or a manifest."""
+        values = dataclasses.asdict(self)
+        return {**values, "mean": list(self.mean), "std": list(self.std)}
+
+    def pixels(self, image: Image.Image) -> PixelArray:
+        """Resize and crop one picture.
+
+        Returns:
+            uint8 pixels of shape (crop, crop, 3), RGB whatever `channels` is.
+        """
+        image = image.convert("RGB")
+        width, height = image.size
+        if width <= height:
+            size = (self.resize, int(self.resize * height / width))
+        else:
+            size = (int(self.resize * width / height), self.resize)
+        if size != image.size:
+            image = image.resize(size, _INTERPOLATIONS[self.interpolation])
+        left = round((size[0] - self.crop) / 2.0)
+        top = round((size[1] - self.crop) / 2.0)
+        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+    def normalize(self, pixels: PixelArray) -> FloatArray:
+        """Turn RGB pixels into the network's input.
+
+        Args:
+            pixels: uint8 of shape (..., crop, crop, 3), RGB.
+
+        Returns:
+            float32 of shape (..., 3, crop, crop), in `channels` order.
+        """
+        values = pixels[..., ::-1] if self.channels == "bgr" else pixels
+        mean = np.asarray(self.mean, np.float32)
+        std = np.asarray(self.std, np.float32)
+        normalized = (values.astype(np.float32) - mean) / std
+        return np.ascontiguousarray(np.moveaxis(normalized, -1, -3))
+
+    def load(self, path: Path) -> FloatArray:
+        """Read one picture file as the network's input.
+
+        Returns:
+            float32 of shape (3, crop, crop).
+
+        Raises:
+            CalibrationError: The file cannot be read as a picture.
+        """
+        return self.normalize(self.load_pixels(path))
+
+    def load_pixels(self, path: Path) -> PixelArray:
+        """Read one picture file, resized and cropped.
+
+        Returns:
+            uint8 of shape (crop, crop, 3), RGB.
+
+        Raises:
+            CalibrationError: The file cannot be read as a picture.
+        """
+        try:
+            with Image.open(path) as image:
+                return self.pixels(image)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            raise CalibrationError(
+                f"{path} cannot be read as a picture ({error}). Remove or replace the file."
+            ) from error
+
+
+IMAGENET = Preprocess()
+"""What torchvision's ImageNet weights expect before the network's own `transform_input`."""
+
+INCEPTION = Preprocess(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
+"""`IMAGENET` followed by `transform_input`, in one exact step: x / 127.5 - 1 on 0..255 pixels."""

@@ -1,0 +1,125 @@
+"""Prove on the written file that an INT8 graph is what it claims to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gnet_opt.errors import ModelError
+from gnet_opt.quantization.describe import describe
+from gnet_opt.quantization.graph import (
+    constant,
+    is_dequantized,
+    parameters,
+    producer,
+    same_parameters,
+)
+from gnet_opt.quantization.regions import load_graph, passes_through
+from gnet_opt.target import Scheme
+
+
+def check(path: Path, scheme: Scheme) -> dict[str, Any]:
+    """Read an INT8 file anew and check the form that every backend here fuses.
+
+    1. Each Conv and Gemm reads both its data and its weight from a DequantizeLinear; the data one
+       undoes a QuantizeLinear with the same parameters.
+    2. Scales are positive and finite; zero points and types are those of the scheme; weights are
+       int8 initializers within the scheme's bits; biases are float.
+    3. The quantized inputs of a Concat share one scale and zero point, and a MaxPool or Concat
+       keeps its own through to the next quantization.
+
+    Args:
+        path: The written file.
+        scheme: What it must follow.
+
+    Returns:
+        Counts, and the share of multiply-accumulates in INT8, for the manifest.
+
+    Raises:
+        ModelError: A condition does not hold; the message names the node.
+    """
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    graph = load_graph(path).graph
+    nodes = [node for node in graph if node.op_type in ("Conv", "Gemm")]
+    for node in nodes:
+        _require(is_dequantized(node.inputs[0]), node, "its data is not dequantized", path)
+        _require(is_dequantized(node.inputs[1]), node, "its weight is not dequantized", path)
+        _check_activation(node, scheme, path)
+        _check_weight(node, scheme, path)
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            bias = constant(node.inputs[2])
+            float_bias = bias is not None and bias.dtype == np.float32
+            _require(float_bias, node, "its bias is not a float constant", path)
+    described = describe(path)
+    shared = sum(_check_shared(node, path) for node in graph if passes_through(node))
+    return {
+        "conv": sum(node.op_type == "Conv" for node in nodes),
+        "gemm": sum(node.op_type == "Gemm" for node in nodes),
+        "macs": described["macs"],
+        "macs_int8_share": described["macs_int8_share"],
+        "quantize_linear": sum(node.op_type == "QuantizeLinear" for node in graph),
+        "shared_scales": shared,
+    }
+
+
+def _check_activation(node: ir.Node, scheme: Scheme, path: Path) -> None:
+    scale, zero = parameters(producer(node.inputs[0]))
+    _check_scale(scale, node, "data", path)
+    _require(scale.ndim == 0, node, "its data has more than one scale", path)
+    expected = np.dtype("uint8" if scheme.activations == "u8" else "int8")
+    stated = zero is not None and zero.dtype == expected
+    _require(stated, node, f"its data is not {expected}", path)
+    if scheme.symmetric:
+        centred = zero is not None and not zero.any()
+        _require(centred, node, "its data has a zero point other than 0", path)
+
+
+def _check_weight(node: ir.Node, scheme: Scheme, path: Path) -> None:
+    dequantize = producer(node.inputs[1])
+    scale, zero = parameters(dequantize)
+    weight = constant(dequantize.inputs[0])
+    if weight is None or weight.dtype != np.int8:
+        raise _fault(node, "its weight is not an int8 constant", path)
+    largest = 64 if scheme.weight_bits == 7 else 127
+    bound = int(np.abs(weight.astype(np.int16)).max())
+    _require(bound <= largest, node, f"its weight reaches {bound}, beyond {largest}", path)
+    _check_scale(scale, node, "weight", path)
+    centred = zero is None or not zero.any()
+    _require(centred, node, "its weight has a zero point other than 0", path)
+    if scheme.per_channel:
+        axis = dequantize.attributes.get_int("axis", 1)
+        each = axis == 0 and scale.shape == weight.shape[:1]
+        _require(each, node, "its weight has not one scale an output channel", path)
+
+
+def _check_scale(scale: np.ndarray[Any, Any], node: ir.Node, what: str, path: Path) -> None:
+    usable = bool(np.isfinite(scale).all() and (scale > 0).all())
+    _require(usable, node, f"a scale of its {what} is not positive and finite", path)
+
+
+def _check_shared(node: ir.Node, path: Path) -> bool:
+    """Whether a Concat or MaxPool is in the quantized part; then with one scale through it."""
+    after = [use.node for use in node.outputs[0].uses() if use.node.op_type == "QuantizeLinear"]
+    if not after:
+        return False
+    for value in node.inputs:
+        shares = is_dequantized(value) and same_parameters(producer(value), after[0])
+        _require(shares, node, "its inputs and output do not share one scale", path)
+    return True
+
+
+def _require(condition: bool, node: ir.Node, fault: str, path: Path) -> None:
+    if not condition:
+        raise _fault(node, fault, path)
+
+
+def _fault(node: ir.Node, fault: str, path: Path) -> ModelError:
+    return ModelError(
+        f"{path}: the {node.op_type} {node.name} is not quantized as intended: {fault}. "
+        "This is a fault of gnet-opt; please report it with the model."
+    )

@@ -1,0 +1,177 @@
+"""From a histogram to a range, and from a range to a scale and a zero point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gnet_opt.quantization.statistics import Histogram
+from gnet_opt.target import Scheme
+
+PERCENTILE = 99.999
+"""Percentage of all values, zeros included, that the `percentile` method keeps in range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The interval of float values that a tensor can represent; it contains zero."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """real = scale * (integer - zero_point), for integers of `dtype`."""
+
+    scale: np.float32
+    zero_point: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters as they stand in the facts of a manifest."""
+        return {"dtype": self.dtype, "scale": float(self.scale), "zero_point": self.zero_point}
+
+
+def minmax(histogram: Histogram, scheme: Scheme) -> Range:
+    """Everything that was seen."""
+    return _range(histogram, 1.0, scheme)
+
+
+def percentile(histogram: Histogram, scheme: Scheme, kept: float = PERCENTILE) -> Range:
+    """The smallest range, in the proportions of the full one, that keeps `kept` percent."""
+    del scheme
+    total = histogram.zeros + int(histogram.positive.sum() + histogram.negative.sum())
+    outside = total * (1.0 - kept / 100.0)
+    upper = _tail(histogram.positive, histogram.width, outside)
+    lower = _tail(histogram.negative, histogram.width, outside)
+    return Range(
+        low=max(min(0.0, histogram.minimum), -lower), high=min(max(0.0, histogram.maximum), upper)
+    )
+
+
+def mse(histogram: Histogram, scheme: Scheme) -> Range:
+    """The range with the least mean squared error of rounding and clipping."""
+    return _search(histogram, scheme, _squared_error)
+
+
+def entropy(histogram: Histogram, scheme: Scheme) -> Range:
+    """The range whose quantized distribution is nearest in Kullback-Leibler divergence.
+
+    As S. Migacz describes it for TensorRT ("8-bit Inference with TensorRT", GTC 2017): for each
+    candidate threshold the values beyond it are added to the last bin of the reference, the bins
+    below it are merged into as many levels as the integers have, and each level is spread evenly
+    over its bins that are not empty. Exact zeros are left out: every range represents them.
+    """
+    if histogram.width == 0.0:
+        return Range(low=0.0, high=0.0)
+    counts = (histogram.positive + histogram.negative).astype(np.float64)
+    used = int(np.flatnonzero(counts)[-1]) + 1
+    # A symmetric type has 127 levels a side; an affine one spends all 255 on a one-sided range.
+    levels = 127 if scheme.symmetric or histogram.minimum < 0.0 else 255
+    candidates = [*range(levels, used, max(1, levels // 16)), used]
+    threshold = min(candidates, key=lambda bins: _divergence(counts[:used], bins, levels))
+    largest = max(histogram.maximum, -histogram.minimum)
+    fraction = min(1.0, threshold * histogram.width / largest)
+    return _range(histogram, fraction, scheme)
+
+
+METHODS: dict[str, Callable[[Histogram, Scheme], Range]] = {
+    "entropy": entropy,
+    "minmax": minmax,
+    "mse": mse,
+    "percentile": percentile,
+}
+
+
+def affine(chosen: Range, scheme: Scheme) -> Affine:
+    """Scale and zero point for a range.
+
+    The formulas are those of ONNX Runtime's `compute_scale_zp`: the scale is computed in float64
+    and rounded once to float32. A range of nothing but zero gets the scale 1.
+    """
+    low, high = min(chosen.low, 0.0), max(chosen.high, 0.0)
+    if scheme.symmetric:
+        bound = max(-low, high)
+        scale = np.float32(2.0 * bound / 254.0)
+        return Affine(scale=_usable(scale), zero_point=0, dtype="int8")
+    scale = _usable(np.float32((high - low) / 255.0))
+    first = 0 if scheme.activations == "u8" else -128
+    zero_point = int(np.clip(np.rint(first - low / float(scale)), first, first + 255))
+    dtype = "uint8" if scheme.activations == "u8" else "int8"
+    return Affine(scale=scale, zero_point=zero_point, dtype=dtype)
+
+
+def _usable(scale: np.float32) -> np.float32:
+    """TensorRT refuses a scale of zero, and a subnormal one would overflow in x / scale."""
+    return scale if scale >= np.finfo(np.float32).tiny else np.float32(1.0)
+
+
+def _range(histogram: Histogram, fraction: float, scheme: Scheme) -> Range:
+    low, high = min(0.0, histogram.minimum), max(0.0, histogram.maximum)
+    if scheme.symmetric:
+        bound = max(-low, high)
+        low, high = (-bound if low < 0.0 else 0.0), bound
+    return Range(low=low * fraction, high=high * fraction)
+
+
+def _tail(counts: npt.NDArray[np.int64], width: float, outside: float) -> float:
+    """The upper edge of the last bin that is still needed to leave `outside` values out."""
+    beyond = np.cumsum(counts[::-1])[::-1]
+    needed = np.flatnonzero(beyond > outside)
+    return float((needed[-1] + 1) * width) if needed.size else 0.0
+
+
+def _search(
+    histogram: Histogram,
+    scheme: Scheme,
+    error: Callable[[Histogram, Affine], float],
+) -> Range:
+    """The fraction of the full range with the least error, first coarse and then fine."""
+    if histogram.width == 0.0:
+        return Range(low=0.0, high=0.0)
+
+    def cost(fraction: float) -> float:
+        return error(histogram, affine(_range(histogram, fraction, scheme), scheme))
+
+    best = min(np.linspace(0.05, 1.0, 39), key=cost)
+    fine = np.linspace(best - 0.024, min(1.0, best + 0.024), 25)
+    return _range(histogram, float(min(fine, key=cost)), scheme)
+
+
+def _divergence(counts: npt.NDArray[np.float64], bins: int, levels: int) -> float:
+    """KL divergence of the first `bins` bins, the rest clipped into the last, from `levels`."""
+    if bins <= levels:
+        return float(counts[bins:].sum() > 0.0)
+    kept = counts[:bins]
+    reference = kept.copy()
+    reference[-1] += counts[bins:].sum()
+    starts = np.arange(levels) * bins // levels
+    filled = (kept > 0.0).astype(np.float64)
+    sums, occupied = np.add.reduceat(kept, starts), np.add.reduceat(filled, starts)
+    even = np.divide(sums, occupied, out=np.zeros(levels), where=occupied > 0.0)
+    candidate = np.repeat(even, np.diff([*starts, bins])) * filled
+    p, q = reference / reference.sum(), candidate / max(candidate.sum(), 1.0)
+    # Smoothing, so that a bin that only the reference has counts as much, not as infinite.
+    epsilon = 1e-9
+    return float(np.sum(p * np.log((p + epsilon) / (q + epsilon))))
+
+
+def _squared_error(histogram: Histogram, parameters: Affine) -> float:
+    """Sum of squared errors of all values at their bin's centre."""
+    info = np.iinfo(parameters.dtype)
+    scale = float(parameters.scale)
+    centres = histogram.centres()
+    total = 0.0
+    for sign, counts in ((1.0, histogram.positive), (-1.0, histogram.negative)):
+        used = counts > 0
+        real = sign * centres[used]
+        integers = np.clip(np.rint(real / scale) + parameters.zero_point, info.min, info.max)
+        total += float(
+            np.sum(counts[used] * (scale * (integers - parameters.zero_point) - real) ** 2)
+        )
+    return total

@@ -1,0 +1,139 @@
+"""Which tensors of a float graph are quantized, and which of them share one range.
+
+Rules, in the order of the code:
+
+1. The data input of every Conv and Gemm with a constant weight is quantized.
+2. What flows through MaxPool or Concat into such a tensor is quantized with the same range: both
+   only move values, so with one range they run on integers without any arithmetic, and TensorRT
+   needs no reformat around a Concat (TensorRT #4366).
+3. Everything else (LRN, softmax, averages, the logits) stays float. A ReLU is inside the range of
+   the tensor that it writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from gnet_opt.errors import ModelError
+
+_COMPUTE = frozenset({"Conv", "Gemm"})
+_PASS_THROUGH = frozenset({"MaxPool", "Concat"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Tensors with one scale and zero point.
+
+    Attributes:
+        name: The name of the first tensor in graph order; unique in a model.
+        tensors: Every tensor of the region, in graph order.
+        sources: Those whose values decide the range: the tensors that no MaxPool or Concat of
+            the region wrote.
+        nonnegative: Whether a ReLU wrote every source, so that no value is below zero.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    sources: tuple[str, ...]
+    nonnegative: bool
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read an ONNX file.
+
+    Raises:
+        ModelError: The file is no valid ONNX file.
+    """
+    try:
+        return ir.load(path)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read as ONNX ({error}). Export it again.") from error
+    except Exception as error:
+        # protobuf's DecodeError derives from Exception alone and moved between its versions.
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise ModelError(f"{path} is not a complete ONNX file. Export it again.") from error
+
+
+def compute_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Every Conv and Gemm with a constant weight, in graph order."""
+    return [
+        node
+        for node in graph
+        if node.op_type in _COMPUTE
+        and node.inputs[0] is not None
+        and node.inputs[1] is not None
+        and node.inputs[1].const_value is not None
+    ]
+
+
+def passes_through(node: ir.Node | None) -> bool:
+    """Whether a node only moves values: its output can share the range of its inputs."""
+    return node is not None and node.op_type in _PASS_THROUGH and len(node.outputs) == 1
+
+
+def find_regions(model: ir.Model) -> tuple[Region, ...]:
+    """Group the tensors to quantize by the range that they share.
+
+    Raises:
+        ModelError: There is nothing to quantize.
+    """
+    parent: dict[ir.Value, ir.Value] = {}
+
+    def root(value: ir.Value) -> ir.Value:
+        while parent[value] is not value:
+            value = parent[value]
+        return value
+
+    pending = [_data_input(node) for node in compute_nodes(model.graph)]
+    while pending:
+        value = pending.pop()
+        if value in parent:
+            continue
+        parent[value] = value
+        producer = value.producer()
+        if producer is not None and passes_through(producer):
+            pending.extend(source for source in producer.inputs if source is not None)
+    if not parent:
+        raise ModelError(
+            "The graph has no Conv or Gemm with constant weights; nothing to quantize."
+        )
+    for value in parent:
+        producer = value.producer()
+        if producer is not None and passes_through(producer):
+            for source in producer.inputs:
+                if source is not None:
+                    parent[root(source)] = root(value)
+
+    members: dict[ir.Value, list[ir.Value]] = {}
+    for value in _in_graph_order(model.graph):
+        if value in parent:
+            members.setdefault(root(value), []).append(value)
+    return tuple(_region(values) for values in members.values())
+
+
+def _data_input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None  # compute_nodes chose nodes that have one
+    return value
+
+
+def _region(values: list[ir.Value]) -> Region:
+    sources = [value for value in values if not passes_through(value.producer())]
+    producers = [value.producer() for value in sources]
+    return Region(
+        name=str(values[0].name),
+        tensors=tuple(str(value.name) for value in values),
+        sources=tuple(str(value.name) for value in sources),
+        nonnegative=all(node is not None and node.op_type == "Relu" for node in producers),
+    )
+
+
+def _in_graph_order(graph: ir.Graph) -> list[ir.Value]:
+    values = list(graph.inputs)
+    for node in graph:
+        values.extend(node.outputs)
+    return values

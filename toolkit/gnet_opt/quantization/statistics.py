@@ -1,0 +1,85 @@
+"""What is kept of the values of a tensor while pictures stream by: never the values themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+BINS = 4096
+"""Bins on each side of zero. The largest value falls in the upper half, so that at least 2048
+bins are in use, the number TensorRT's entropy calibration works with."""
+
+
+class Histogram:
+    """A histogram whose range grows with the data, in one pass and without storing values.
+
+    The bin width is a power of two and zero is a bin edge. A value beyond the last bin doubles the
+    width by adding bins in pairs, which is exact: the counts are those that a second pass with the
+    final width would give, whatever the order of the data.
+
+    Attributes:
+        minimum: Smallest value seen, +inf before any.
+        maximum: Largest value seen, -inf before any.
+        width: Width of a bin; 0.0 until a value other than zero is seen.
+        positive: int64 counts of shape (BINS,): values in [k * width, (k + 1) * width), but not
+            exact zeros.
+        negative: The same for the magnitudes of negative values.
+        zeros: Count of exact zeros, which every scheme represents without error.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = np.inf
+        self.maximum = -np.inf
+        self.width = 0.0
+        self.positive: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.negative: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.zeros = 0
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count float32 values of any shape.
+
+        Raises:
+            ValueError: A value is NaN or infinite.
+        """
+        if values.size == 0:
+            return
+        flat = values.ravel()
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("a value is not finite")
+        self.minimum = min(self.minimum, low)
+        self.maximum = max(self.maximum, high)
+        bound = max(high, -low)
+        if bound == 0.0:
+            self.zeros += flat.size
+            return
+        self._cover(bound)
+        if low < 0.0:
+            self.negative += self._count(-flat[flat < 0.0])
+            flat = flat[flat >= 0.0]
+        counts = self._count(flat)
+        zeros = flat.size - int(np.count_nonzero(flat))
+        counts[0] -= zeros
+        self.zeros += zeros
+        self.positive += counts
+
+    def centres(self) -> npt.NDArray[np.float64]:
+        """The centre of each bin, as a magnitude."""
+        return (np.arange(BINS, dtype=np.float64) + 0.5) * self.width
+
+    def _count(self, magnitudes: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        # Multiplying by a power of two is exact, so the bin is the true one.
+        bins = (magnitudes * np.float32(1.0 / self.width)).astype(np.intp)
+        return np.bincount(bins, minlength=BINS)
+
+    def _cover(self, bound: float) -> None:
+        """Widen the bins until `bound` falls into the last one or below."""
+        if self.width == 0.0:
+            _, exponent = np.frexp(bound)  # bound < 2 ** exponent
+            # The bound keeps 1 / width within float32 for values next to nothing.
+            self.width = float(np.ldexp(1.0, max(int(exponent), -100))) / BINS
+        while bound >= self.width * BINS:
+            self.width *= 2.0
+            for counts in (self.positive, self.negative):
+                counts[: BINS // 2] = counts.reshape(-1, 2).sum(axis=1)
+                counts[BINS // 2 :] = 0

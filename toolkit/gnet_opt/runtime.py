@@ -1,0 +1,144 @@
+"""What a backend is: two methods to make and open an artifact, and a way to ask if it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gnet_opt.target import Target
+
+FloatArray = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A model in the form that a backend opens.
+
+    Attributes:
+        backend: The backend's name.
+        path: The file to open.
+        files: Every file that belongs to it, `path` among them, with its kind for the manifest.
+    """
+
+    backend: str
+    path: Path
+    files: tuple[tuple[str, Path], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deferred:
+    """A build that only the device itself can finish. It is a success, not an error.
+
+    Attributes:
+        backend: The backend's name.
+        reason: Why it is not built here.
+        command: What to run on the device.
+        expected: The file that the command makes, relative to the bundle.
+        files: Files written for the build, a script for example, with their kinds.
+    """
+
+    backend: str
+    reason: str
+    command: str
+    expected: str
+    files: tuple[tuple[str, Path], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Whether a backend can be used on this machine.
+
+    Attributes:
+        available: It can be imported, as far as that is known without importing it.
+        version: The runtime's version, empty where it is not installed.
+        detail: What is missing and what would bring it, empty when available.
+    """
+
+    available: bool
+    version: str
+    detail: str
+
+
+class Runner(Protocol):
+    """A loaded model, ready to run. A context manager's value."""
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        """Compute logits.
+
+        Args:
+            batch: float32 of shape (N, 3, height, width), preprocessed. Models of fixed batch 1
+                take N = 1 only.
+
+        Returns:
+            float32 of shape (N, classes), not aliased by later calls.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """One runtime or device compiler."""
+
+    name: str
+    extra: str
+
+    def probe(self) -> Probe:
+        """Tell whether the backend can be used; never raises, never imports the runtime."""
+        ...
+
+    def compile(self, model: Path, target: Target, out: Path) -> Artifact | Deferred:
+        """Turn a portable ONNX file into what the target runs.
+
+        Args:
+            model: The ONNX file, float or in Q/DQ form.
+            target: What to compile for.
+            out: An existing folder; files are written here with fixed names.
+
+        Raises:
+            MissingDependencyError: The compiler is not installed.
+            BackendError: The compiler refused the model.
+        """
+        ...
+
+    def open(
+        self, artifact: Artifact, *, threads: int | None = None
+    ) -> AbstractContextManager[Runner]:
+        """Load an artifact to run it on this machine.
+
+        Args:
+            artifact: What `compile` made.
+            threads: CPU threads, or None for the runtime's own choice.
+
+        Raises:
+            MissingDependencyError: The runtime is not installed.
+            BackendError: The runtime refused the artifact.
+        """
+        ...
+
+    def artifact(self, folder: Path) -> Artifact:
+        """The artifact that `compile` wrote into `folder` earlier."""
+        ...
+
+
+def run_all(
+    runner: Runner,
+    inputs: Iterable[FloatArray],
+    progress: Callable[[Iterable[FloatArray]], Iterator[FloatArray]] = iter,
+) -> FloatArray:
+    """Run single pictures one after the other.
+
+    Args:
+        runner: The model.
+        inputs: float32 arrays of shape (3, height, width).
+        progress: Shows how far it is.
+
+    Returns:
+        float32 of shape (number of inputs, classes).
+    """
+    return np.concatenate([runner.run(image[None]) for image in progress(inputs)])

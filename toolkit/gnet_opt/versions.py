@@ -1,0 +1,19 @@
+"""Versions of what makes a result, for manifests and result files."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "pillow", "torch", "torchvision")
+
+
+def tools() -> dict[str, str]:
+    """Versions of what makes the result, for the manifest."""
+    found = {"gnet-opt": version("gnet-opt"), "python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -16,14 +16,17 @@ from gnet_opt.images import ImageSet
 from gnet_opt.stages.train import Recipe, train
 
 RECIPE = Recipe.paper(
-    epochs=8,
-    early_epochs=6,
-    early_size=112,
-    learning_rate=0.02,
-    # A part is small in its picture and off its centre: 8 % of the area often show none of it.
-    min_crop=0.35,
+    epochs=9,
+    early_epochs=7,
+    early_size=96,
+    size=176,
+    learning_rate=0.006,
+    averaging=0.998,
+    dropout=0.1,
+    auxiliary_dropout=0.2,
+    photometric=0.25,
+    min_crop=0.45,
     precision="bf16",
-    # On a machine with other work, threads that wait for each other are slower than one.
     threads=1,
     seed=2014,
 )

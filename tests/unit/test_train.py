@@ -126,6 +126,8 @@ def test_checkpoint_in_the_way_or_of_another_training(colors: ImageSet, tmp_path
         train(colors, tmp_path, tiny(), preprocess=SMALL)
     with pytest.raises(ConfigError, match=r"recipe\.seed was 0 and is now 5"):
         train(colors, tmp_path, tiny(seed=5), preprocess=SMALL, resume=True)
+    longer = train(colors, tmp_path, tiny(epochs=3), preprocess=SMALL, resume=True)
+    assert [epoch.number for epoch in longer.epochs] == [1, 2, 3]
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
         train(colors, tmp_path, tiny(), preprocess=SMALL, resume=True)

@@ -8,7 +8,7 @@ in `created` and in measured times alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,27 +16,37 @@ from typing import Any
 from gnet_opt.errors import ConfigError, IntegrityError
 from gnet_opt.files import dump_json, sha256_file, write_text
 from gnet_opt.preprocess import Preprocess
-from gnet_opt.runtime import Artifact
+from gnet_opt.runtime import Artifact, Deferred
 
 SCHEMA = "gnet-opt/bundle/1"
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
-_REQUIRED = (
-    "accuracy",
-    "artifacts",
-    "calibration",
-    "created",
-    "facts",
-    "golden",
-    "labels",
-    "model",
-    "precision",
-    "preprocess",
-    "scheme",
-    "target",
-    "tools",
-)
+_NUMBER = (int, float)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "accuracy": (dict, type(None)),
+    "artifacts": list,
+    "calibration": dict,
+    "created": str,
+    "deferred": (dict, type(None)),
+    "facts": dict,
+    "golden": dict,
+    "golden.tolerance": dict,
+    "golden.tolerance.sqnr_db": _NUMBER,
+    "labels": list,
+    "latency": (dict, type(None)),
+    "model": dict,
+    "model.classes": int,
+    "model.name": str,
+    "precision": str,
+    "preprocess": dict,
+    "scheme": (dict, type(None)),
+    "target": dict,
+    "target.backend": str,
+    "target.name": str,
+    "tools": dict,
+}
+"""What every manifest has, by dotted path; a parent comes before its children."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,8 @@ class Bundle:
                 "`gnet-opt quantize` wrote."
             )
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            manifest = json.loads(text, parse_constant=_refuse_constant)
         except (OSError, ValueError, RecursionError) as error:
             raise IntegrityError(
                 f"{path} cannot be read ({error}). Build the bundle again."
@@ -75,9 +86,15 @@ class Bundle:
             raise IntegrityError(
                 f"{path} has the schema {schema!r}; this version of gnet-opt reads {SCHEMA!r}."
             )
-        for key in _REQUIRED:
-            if key not in manifest:
-                raise IntegrityError(f"{path}: {key} is missing. Build the bundle again.")
+        for dotted, kind in _TYPES.items():
+            *parents, key = dotted.split(".")
+            table = manifest
+            for parent in parents:
+                table = table[parent]
+            if key not in table:
+                raise IntegrityError(f"{path}: {dotted} is missing. Build the bundle again.")
+            if not isinstance(table[key], kind):
+                raise IntegrityError(f"{path}: {dotted} is of the wrong type.")
         bundle = cls(root=root, manifest=manifest)
         for index, entry in enumerate(manifest["artifacts"]):
             bundle._check_entry(index, entry)
@@ -110,6 +127,8 @@ class Bundle:
     def check(self) -> int:
         """Compare every file with its recorded size and SHA-256.
 
+        The engine that a device built itself, and its by-products, are not listed and not checked.
+
         Returns:
             The number of files checked.
 
@@ -129,9 +148,11 @@ class Bundle:
                     f"{path} was changed after the bundle was made (its SHA-256 differs). "
                     "Copy the bundle again, or build it again."
                 )
+        engine = str(self.deferred["expected"]) if self.deferred else None
         for path in self.root.rglob("*"):
             relative = path.relative_to(self.root).as_posix()
-            if path.is_file() and relative not in listed:
+            built_here = engine is not None and relative.startswith(engine)
+            if path.is_file() and relative not in listed and not built_here:
                 raise IntegrityError(
                     f"{path} does not belong to the bundle: the manifest does not list it. "
                     "Remove it, or build the bundle again."
@@ -191,10 +212,11 @@ class Bundle:
             raise IntegrityError(f"{where}.path {entry['path']!r} leaves the bundle.")
 
 
-def artifact_kinds(root: Path, artifacts: Iterable[Artifact]) -> dict[str, str]:
-    """The kind of each file of `artifacts`, by its path relative to `root`."""
-    return {
-        path.relative_to(root).as_posix(): kind
-        for artifact in artifacts
-        for kind, path in artifact.files
-    }
+def _refuse_constant(text: str) -> None:
+    """JSON has no NaN and no infinity, and a tolerance of NaN would let everything pass."""
+    raise ValueError(f"{text} is not JSON")
+
+
+def file_kinds(root: Path, compiled: Artifact | Deferred) -> dict[str, str]:
+    """The kind of each file that a backend wrote, by its path relative to `root`."""
+    return {path.relative_to(root).as_posix(): kind for kind, path in compiled.files}

@@ -92,11 +92,14 @@ def publish(staging: Path, path: Path) -> None:
         staging.rename(path)
         return
     with staging_directory(path) as retired:
-        path.rename(retired / "old")
+        old = retired / "old"
         try:
+            path.rename(old)
             staging.rename(path)
-        except OSError:
-            (retired / "old").rename(path)
+        except BaseException:
+            # Ctrl-C between the two renames, too, must not cost the older folder.
+            if old.exists() and not path.exists():
+                old.rename(path)
             raise
 
 

@@ -8,6 +8,7 @@ resized pixels proves that the machine reads and resizes pictures as the calibra
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,27 @@ at 32 dB and more (ARM, x86 with VNNI), saturating ones at 13 dB and less."""
 
 PIXEL_TOLERANCE = 2
 """Largest difference of a resized pixel; versions of Pillow differ by one level at most."""
+
+_FORMS = {
+    "outputs": ("float32", 2),
+    "picture": ("uint8", 3),
+    "picture_pixels": ("uint8", 3),
+    "pixels": ("uint8", 4),
+}
+"""Type and number of dimensions of each array."""
+
+# What NumPy and zipfile raise for damaged files, encrypted and unknown compression included.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +88,25 @@ class Golden:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 golden = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise IntegrityError(
                 f"{path} cannot be read ({error}). Copy the bundle again, or build it again."
             ) from error
-        if golden.pixels.ndim != 4 or len(golden.pixels) != len(golden.outputs):
+        if not golden._fits():
             raise IntegrityError(f"{path}: inputs and outputs do not fit. Build the bundle again.")
         return golden
+
+    def _fits(self) -> bool:
+        arrays = {name: getattr(self, name) for name in _FORMS}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            return False
+        forms = {name: (array.dtype.name, array.ndim) for name, array in arrays.items()}
+        return (
+            forms == _FORMS
+            and all(array.size for array in arrays.values())
+            and len(self.pixels) == len(self.outputs)
+            and all(a.shape[-1] == 3 for a in (self.pixels, self.picture, self.picture_pixels))
+        )
 
     def write(self, path: Path) -> None:
         """Write the arrays, compressed; equal arrays give equal bytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,12 +61,12 @@ class ImageSet:
         names = tuple(classes)
         listed = folder / "classes.txt"
         if listed.is_file():
-            names = tuple(listed.read_text(encoding="utf-8").split("\n"))
-            names = tuple(name.strip() for name in names if name.strip())
+            names = tuple(line.strip() for line in _read_text(listed).splitlines() if line.strip())
         if (folder / "labels.csv").is_file():
             return _open_csv(folder, names)
-        subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and _pictures(p))
-        if subfolders:
+        # An empty class folder keeps its index; a hidden folder, of thumbnails say, is no class.
+        subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        if any(_pictures(subfolder) for subfolder in subfolders):
             return _open_image_folder(folder, subfolders, names)
         files = _pictures(folder)
         if not files:
@@ -143,27 +143,6 @@ def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
         )
 
 
-def split(images: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a set at random into `count` pictures and the rest, by content.
-
-    Copies of one picture stay on one side, so that the two parts are disjoint; the first part
-    can therefore hold a few more than `count`.
-
-    Args:
-        images: The set to split.
-        count: Least size of the first part.
-        seed: Seed of the random order.
-    """
-    order = sorted(
-        range(len(images)),
-        key=lambda i: hashlib.sha256(f"{seed} {images.hashes[i]}".encode()).digest(),
-    )
-    end = min(count, len(order))
-    while 0 < end < len(order) and images.hashes[order[end]] == images.hashes[order[end - 1]]:
-        end += 1
-    return images.take(sorted(order[:end])), images.take(sorted(order[end:]))
-
-
 def _pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(
         sorted(
@@ -174,11 +153,19 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
     )
 
 
+def _read_text(path: Path) -> str:
+    try:
+        # Spreadsheets put a byte order mark in front.
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
 def _open_csv(folder: Path, names: tuple[str, ...]) -> ImageSet:
     table = folder / "labels.csv"
     files: list[Path] = []
     labels: list[int] = []
-    with table.open(newline="", encoding="utf-8") as stream:
+    with io.StringIO(_read_text(table), newline="") as stream:
         reader = csv.DictReader(stream)
         if not {"file", "label"} <= set(reader.fieldnames or ()):
             raise CalibrationError(f"{table} needs a header with the columns file and label.")

@@ -19,7 +19,7 @@ import numpy as np
 from gnet_opt import backends, golden
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench import accuracy, latency
-from gnet_opt.bundle import MODEL, Bundle, artifact_kinds
+from gnet_opt.bundle import MODEL, Bundle, file_kinds
 from gnet_opt.errors import (
     ConfigError,
     GateFailedError,
@@ -316,18 +316,15 @@ class _Build:
         else:
             shutil.copyfile(self._float, portable)
         compiled = self._backend.compile(portable, self._job.target, self._staging)
-        kinds = {MODEL: "onnx", golden.FILE: "golden"}
+        kinds = file_kinds(self._staging, compiled) | {MODEL: "onnx", golden.FILE: "golden"}
+        artifact = compiled if isinstance(compiled, Artifact) else None
         deferred = None
         if isinstance(compiled, Deferred):
-            kinds |= {p.relative_to(self._staging).as_posix(): k for k, p in compiled.files}
             deferred = {
                 "command": compiled.command,
                 "expected": compiled.expected,
                 "reason": compiled.reason,
             }
-        else:
-            kinds |= artifact_kinds(self._staging, [compiled])
-        artifact = compiled if isinstance(compiled, Artifact) else None
         facts["golden"] = self._golden(precision, portable, artifact)
         measured = {
             "accuracy": self._accuracy(portable, artifact),
@@ -341,13 +338,9 @@ class _Build:
             "kinds": kinds,
             "latency": self._latency(artifact),
         }
-        others = sum(
-            (self._staging / path).stat().st_size
-            for path, kind in kinds.items()
-            if kind not in ("onnx", "golden")
-        )
+        engine = compiled.files if isinstance(compiled, Artifact) else ()
         measured["sizes"] = {
-            "compiled": others,
+            "compiled": sum(path.stat().st_size for _, path in engine if path != portable),
             "float": self._float.stat().st_size,
             "quantized": portable.stat().st_size,
         }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gnet_opt.errors import CalibrationError, ConfigError
 
@@ -57,7 +57,7 @@ class Preprocess:
                 f"preprocess.resize ({self.resize}) must be at least preprocess.crop "
                 f"({self.crop}), and both positive."
             )
-        if self.interpolation not in _INTERPOLATIONS:
+        if self.interpolation not in tuple(_INTERPOLATIONS):
             known = ", ".join(_INTERPOLATIONS)
             raise ConfigError(
                 f"preprocess.interpolation is {self.interpolation!r}; it must be one of {known}."
@@ -78,6 +78,8 @@ class Preprocess:
         Raises:
             ConfigError: A key is unknown or a value does not fit.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError("preprocess is not a table.")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -92,7 +94,7 @@ class Preprocess:
             for name in ("resize", "crop"):
                 if name in arguments:
                     arguments[name] = int(arguments[name])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"preprocess.{name} cannot be read: {error}.") from error
         return cls(**arguments)
 
@@ -157,7 +159,9 @@ class Preprocess:
         try:
             with Image.open(path) as image:
                 return self.pixels(image)
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
+        # SyntaxError, struct.error, a decompression bomb and more.
+        except Exception as error:
             raise CalibrationError(
                 f"{path} cannot be read as a picture ({error}). Remove or replace the file."
             ) from error

@@ -23,6 +23,22 @@ PRECISIONS = ("int8", "fp16", "fp32")
 _FOLDER = Path(__file__).with_name("targets")
 _T = TypeVar("_T")
 
+# fmt: off
+_TYPES = {
+    "activations": str, "aliases": list, "any_of": list, "architecture": str, "backend": str,
+    "bias": str, "board": str, "claim": str, "compile": str, "date": str, "device": dict,
+    "name": str, "none_of": list, "options": dict, "per_channel": bool, "precisions": list,
+    "source": str, "summary": str, "symmetric": bool, "weight_bits": int,
+}
+# fmt: on
+_TYPE_NAMES = {
+    bool: "true or false",
+    dict: "a table",
+    int: "an integer",
+    list: "a list of strings",
+    str: "a string",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
@@ -126,14 +142,15 @@ class Target:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"The target file {path} cannot be read: {error}.") from error
-        table.setdefault("scheme", None)
         values: dict[str, Any] = dict(table)
-        values["scheme"] = _build(Scheme, table["scheme"], "scheme", path)
+        values["scheme"] = _build(Scheme, table.get("scheme"), "scheme", path)
         if "match" in table:
             values["match"] = _build(Match, table["match"], "match", path)
+        evidence = table.get("evidence", [])
+        if not isinstance(evidence, list):
+            raise ConfigError(f"{path}: evidence is {evidence!r}; it must be a list of tables.")
         values["evidence"] = tuple(
-            _build(Evidence, entry, f"evidence[{i}]", path)
-            for i, entry in enumerate(table.get("evidence", ()))
+            _build(Evidence, entry, f"evidence[{i}]", path) for i, entry in enumerate(evidence)
         )
         values["file"] = path
         target = _build(cls, values, "", path)
@@ -225,7 +242,15 @@ def _build(kind: type[_T], table: Any, where: str, path: Path) -> _T:
         )
         if required and key not in table:
             raise ConfigError(f"{path}: {prefix}{key} is missing. Compare a shipped target.")
+        if key in table and key in _TYPES:
+            _check_type(f"{path}: {prefix}{key}", table[key], _TYPES[key])
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+
+
+def _check_type(where: str, value: object, kind: type) -> None:
+    items = value if kind is list and isinstance(value, list) else ()
+    if type(value) is not kind or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"{where} is {value!r}; it must be {_TYPE_NAMES[kind]}.")
 
 
 def _check(target: Target) -> None:

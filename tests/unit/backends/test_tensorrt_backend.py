@@ -43,7 +43,7 @@ COMMANDS = {
 def test_command_by_version(version: str, flags: str) -> None:
     assert build_command(board(version), quantized=True) == (
         f"trtexec --onnx=model.onnx --saveEngine=model.engine {flags} "
-        "--timingCacheFile=model.timing"
+        "--timingCacheFile=model.engine.timing"
     )
 
 

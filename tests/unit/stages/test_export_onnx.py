@@ -265,7 +265,10 @@ class ByMatrix(nn.Module):
 )
 @pytest.mark.parametrize("batch", [1, "dynamic"])
 def test_a_linear_layer_is_a_gemm(fc: nn.Module, batch: Any, tmp_path: Path) -> None:
-    proto, _ = export(Classifier(fc=fc), tmp_path / "a.onnx", batch)
+    model = as_model(Classifier(fc=fc))
+    facts = prepare(model, networks.pictures(2), tmp_path / "a.onnx", batch=batch)
+    assert facts["strip"]["parameters_unreached"] == 0
+    proto = onnx.load(tmp_path / "a.onnx")
     assert set(operators(proto)) == {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
     gemm = proto.graph.node[-1]
     assert attributes(gemm)["transB"] == 1
@@ -319,7 +322,7 @@ def test_control_flow_on_pixels_is_explained(tmp_path: Path) -> None:
 def test_a_file_that_differs_from_torch_is_not_written(tmp_path: Path) -> None:
     model = as_model(networks.SmallNet())
     images = networks.pictures(1)
-    graph = trace(model, images)
+    graph, _ = trace(model, images)
     fold(graph, images)
     # Another network, because the graph shares its memory with the one that was traced.
     model = as_model(networks.SmallNet())
@@ -340,7 +343,7 @@ def test_a_batch_norm_that_was_not_folded_is_refused(tmp_path: Path) -> None:
     model = as_model(Classifier(nn.Sequential(nn.ReLU(), norm)))
     images = networks.pictures(1)
     with pytest.raises(ModelError, match="still has BatchNormalization"):
-        write(trace(model, images), model, images, tmp_path / "a.onnx")
+        write(trace(model, images)[0], model, images, tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Head(nn.Module):
 
 def traced(module: nn.Module) -> ir.Model:
     module = networks.make_lively(module)
-    return trace(from_module(module, preprocess=SMALL), networks.pictures(1))
+    return trace(from_module(module, preprocess=SMALL), networks.pictures(1))[0]
 
 
 def operators(graph: ir.Model) -> collections.Counter[str]:
@@ -166,7 +166,7 @@ def test_nothing_to_fold_is_said() -> None:
 def test_batch_statistics_are_refused() -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     module = Head(body)
-    graph = trace(from_module(module, preprocess=SMALL), networks.pictures(1))
+    graph, _ = trace(from_module(module, preprocess=SMALL), networks.pictures(1))
     if "BatchNormalization" not in operators(graph):
         pytest.skip("this torch writes batch statistics as other operators")
     with pytest.raises(ModelError, match="computes its statistics from the batch"):

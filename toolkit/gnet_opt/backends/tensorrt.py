@@ -17,7 +17,7 @@ from gnet_opt.target import Target
 _MODEL = "model.onnx"
 _ENGINE = "model.engine"
 _SCRIPT = "build_engine.sh"
-_TIMINGS = "model.timing"
+_TIMINGS = "model.engine.timing"
 
 
 class TensorRtBackend:

@@ -54,6 +54,7 @@ def quantize(
     from gnet_opt.quantization import ranges
     from gnet_opt.quantization.collect import collect
     from gnet_opt.quantization.correction import correct_bias
+    from gnet_opt.quantization.graph import constant
     from gnet_opt.quantization.placement import place, quantize_weight
     from gnet_opt.quantization.postconditions import check
     from gnet_opt.quantization.regions import compute_nodes, find_regions, load_graph
@@ -76,9 +77,9 @@ def quantize(
         values = weight.const_value.numpy()
         quantized = quantize_weight(values, scheme)
         weights[str(weight.name)] = quantized
-        if bias_correction:
-            old = node.inputs[2] if len(node.inputs) > 2 else None
-            bias = old.const_value.numpy() if old is not None and old.const_value else None
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        # A layer without a bias gets none: adding one is a pass over its output.
+        if bias_correction and bias is not None and bias.any():
             biases[str(node.name)] = correct_bias(
                 bias, values, quantized.dequantized(), statistics.means[str(data.name)]
             )
@@ -98,5 +99,5 @@ def quantize(
             "method": method,
             "ranges": len(regions),
         },
-        "quantize": {**facts, "bias_correction": bias_correction},
+        "quantize": {**facts, "biases_corrected": len(biases)},
     }

@@ -9,7 +9,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def correct_bias(
-    bias: FloatArray | None,
+    bias: FloatArray,
     weight: FloatArray,
     dequantized: FloatArray,
     means: npt.NDArray[np.float64],
@@ -23,7 +23,7 @@ def correct_bias(
     padding at the borders is not counted.
 
     Args:
-        bias: Shape (output channels,), or None where there is none.
+        bias: Shape (output channels,).
         weight: The float weight, shape (output channels, input channels / group, ...).
         dequantized: What the runtime computes with, in the same shape.
         means: Mean of each input channel, shape (input channels,).
@@ -38,4 +38,4 @@ def correct_bias(
     grouped = means.reshape(groups, inputs)
     owner = np.arange(outputs) // (outputs // groups)
     shift = np.sum(kernel * grouped[owner], axis=1)
-    return np.asarray(shift if bias is None else bias + shift, np.float32)
+    return np.asarray(bias + shift, np.float32)

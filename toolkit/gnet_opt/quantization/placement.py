@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gnet_opt.quantization.ranges import Affine
-from gnet_opt.quantization.regions import Region, compute_nodes, passes_through
+from gnet_opt.quantization.regions import Region, compute_nodes, passes_through, sums
 from gnet_opt.target import Scheme
 
 
@@ -57,9 +57,9 @@ def place(
 ) -> None:
     """Insert QuantizeLinear and DequantizeLinear pairs into a float graph, in place.
 
-    Every tensor of a region gets one pair, which the Conv, Gemm, MaxPool and Concat nodes of the
-    quantized part read; other readers keep the float value. Weights become int8 initializers behind
-    a DequantizeLinear, biases stay float.
+    Every tensor of a region gets one pair, which the Conv, Gemm, GlobalAveragePool, MaxPool and
+    Concat nodes of the quantized part read; other readers keep the float value. Weights become int8
+    initializers behind a DequantizeLinear, biases stay float.
 
     Args:
         model: The float graph.
@@ -80,7 +80,7 @@ def place(
         readers = [
             (use.node, use.idx)
             for use in value.uses()
-            if (use.node in compute and use.idx == 0)
+            if ((use.node in compute or sums(use.node)) and use.idx == 0)
             or (passes_through(use.node) and str(use.node.outputs[0].name) in quantized)
         ]
         dequantized = _insert_pair(graph, value, region.name, parameters[region.name])

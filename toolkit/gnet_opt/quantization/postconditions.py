@@ -43,7 +43,10 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
     """
     import onnx
 
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{path} is no valid ONNX model: {error}") from error
     graph = load_graph(path).graph
     nodes = [node for node in graph if node.op_type in ("Conv", "Gemm")]
     for node in nodes:

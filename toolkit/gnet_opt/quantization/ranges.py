@@ -43,14 +43,13 @@ def minmax(histogram: Histogram, scheme: Scheme) -> Range:
 
 
 def percentile(histogram: Histogram, scheme: Scheme, kept: float = PERCENTILE) -> Range:
-    """The smallest range, in the proportions of the full one, that keeps `kept` percent."""
+    """What was seen, cut at the least magnitude that keeps `kept` percent of all values."""
     del scheme
-    total = histogram.zeros + int(histogram.positive.sum() + histogram.negative.sum())
-    outside = total * (1.0 - kept / 100.0)
-    upper = _tail(histogram.positive, histogram.width, outside)
-    lower = _tail(histogram.negative, histogram.width, outside)
+    counts = histogram.positive + histogram.negative
+    outside = (histogram.zeros + int(counts.sum())) * (1.0 - kept / 100.0)
+    bound = _tail(counts, histogram.width, outside)
     return Range(
-        low=max(min(0.0, histogram.minimum), -lower), high=min(max(0.0, histogram.maximum), upper)
+        low=max(min(0.0, histogram.minimum), -bound), high=min(max(0.0, histogram.maximum), bound)
     )
 
 
@@ -91,24 +90,18 @@ METHODS: dict[str, Callable[[Histogram, Scheme], Range]] = {
 def affine(chosen: Range, scheme: Scheme) -> Affine:
     """Scale and zero point for a range.
 
-    The formulas are those of ONNX Runtime's `compute_scale_zp`: the scale is computed in float64
-    and rounded once to float32. A range of nothing but zero gets the scale 1.
+    The formulas are those of ONNX Runtime's `compute_scale_zp`: everything is computed in float64,
+    and the scale is rounded once to float32. A range of nothing but zero gets the scale 1.
     """
     low, high = min(chosen.low, 0.0), max(chosen.high, 0.0)
-    if scheme.symmetric:
-        bound = max(-low, high)
-        scale = np.float32(2.0 * bound / 254.0)
-        return Affine(scale=_usable(scale), zero_point=0, dtype="int8")
-    scale = _usable(np.float32((high - low) / 255.0))
+    scale = 2.0 * max(-low, high) / 254.0 if scheme.symmetric else (high - low) / 255.0
     first = 0 if scheme.activations == "u8" else -128
-    zero_point = int(np.clip(np.rint(first - low / float(scale)), first, first + 255))
     dtype = "uint8" if scheme.activations == "u8" else "int8"
-    return Affine(scale=scale, zero_point=zero_point, dtype=dtype)
-
-
-def _usable(scale: np.float32) -> np.float32:
-    """TensorRT refuses a scale of zero, and a subnormal one would overflow in x / scale."""
-    return scale if scale >= np.finfo(np.float32).tiny else np.float32(1.0)
+    # TensorRT refuses a scale of zero, and a subnormal one would overflow in x / scale.
+    if scale < np.finfo(np.float32).tiny:
+        return Affine(scale=np.float32(1.0), zero_point=0, dtype=dtype)
+    zero_point = 0 if scheme.symmetric else int(np.rint(first - low / scale))
+    return Affine(scale=np.float32(scale), zero_point=zero_point, dtype=dtype)
 
 
 def _range(histogram: Histogram, fraction: float, scheme: Scheme) -> Range:

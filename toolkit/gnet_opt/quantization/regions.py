@@ -2,12 +2,14 @@
 
 Rules, in the order of the code:
 
-1. The data input of every Conv and Gemm with a constant weight is quantized.
+1. The data input of every Conv and Gemm with a constant weight is quantized, and so is that of a
+   GlobalAveragePool: it reads integers and adds them up without loss, so that the convolutions
+   before it need not write floats.
 2. What flows through MaxPool or Concat into such a tensor is quantized with the same range: both
    only move values, so with one range they run on integers without any arithmetic, and TensorRT
    needs no reformat around a Concat (TensorRT #4366).
-3. Everything else (LRN, softmax, averages, the logits) stays float. A ReLU is inside the range of
-   the tensor that it writes.
+3. Everything else (LRN, softmax, the averages, the logits) stays float. A ReLU is inside the range
+   of the tensor that it writes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import onnx_ir as ir
 from gnet_opt.errors import ModelError
 
 _COMPUTE = frozenset({"Conv", "Gemm"})
+_SUMS = frozenset({"GlobalAveragePool"})
 _PASS_THROUGH = frozenset({"MaxPool", "Concat"})
 
 
@@ -75,6 +78,11 @@ def passes_through(node: ir.Node | None) -> bool:
     return node is not None and node.op_type in _PASS_THROUGH and len(node.outputs) == 1
 
 
+def sums(node: ir.Node) -> bool:
+    """Whether a node adds up integers without loss, and writes floats."""
+    return node.op_type in _SUMS
+
+
 def find_regions(model: ir.Model) -> tuple[Region, ...]:
     """Group the tensors to quantize by the range that they share.
 
@@ -89,6 +97,11 @@ def find_regions(model: ir.Model) -> tuple[Region, ...]:
         return value
 
     pending = [_data_input(node) for node in compute_nodes(model.graph)]
+    if not pending:
+        raise ModelError(
+            "The graph has no Conv or Gemm with constant weights: nothing to quantize."
+        )
+    pending += [_data_input(node) for node in model.graph if sums(node)]
     while pending:
         value = pending.pop()
         if value in parent:
@@ -97,10 +110,6 @@ def find_regions(model: ir.Model) -> tuple[Region, ...]:
         producer = value.producer()
         if producer is not None and passes_through(producer):
             pending.extend(source for source in producer.inputs if source is not None)
-    if not parent:
-        raise ModelError(
-            "The graph has no Conv or Gemm with constant weights; nothing to quantize."
-        )
     for value in parent:
         producer = value.producer()
         if producer is not None and passes_through(producer):
@@ -117,7 +126,7 @@ def find_regions(model: ir.Model) -> tuple[Region, ...]:
 
 def _data_input(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
-    assert value is not None  # compute_nodes chose nodes that have one
+    assert value is not None  # each of these operators has one
     return value
 
 

@@ -41,7 +41,7 @@ def prepare(
     Raises:
         ModelError: A stage failed, or changed the logits by more than it may.
     """
-    from gnet_opt.stages.export import count_unreached, trace, write
+    from gnet_opt.stages.export import trace, write
     from gnet_opt.stages.fold import fold
     from gnet_opt.stages.strip import strip
 
@@ -62,9 +62,9 @@ def prepare(
         if stage == "strip":
             stripped, facts["strip"] = strip(model, examples)
         elif stage == "trace":
-            graph = trace(stripped, examples, batch=batch)
             # What is computed, but not for the logits, has no place in the graph.
-            facts["strip"]["parameters_unreached"] = count_unreached(graph, stripped)
+            graph, unreached = trace(stripped, examples, batch=batch)
+            facts["strip"] |= unreached
         elif stage == "fold":
             facts["fold"] = fold(graph, examples)
         else:

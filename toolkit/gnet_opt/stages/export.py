@@ -59,7 +59,9 @@ _TOLERANCE = 1e-4
 _DYNAMIC_TEST_BATCH = 3
 
 
-def trace(model: Model, examples: FloatArray, *, batch: Batch = 1) -> ir.Model:
+def trace(
+    model: Model, examples: FloatArray, *, batch: Batch = 1
+) -> tuple[ir.Model, dict[str, Any]]:
     """Trace a network into an ONNX graph that still has its batch norms.
 
     Args:
@@ -68,7 +70,8 @@ def trace(model: Model, examples: FloatArray, *, batch: Batch = 1) -> ir.Model:
         batch: 1, or `dynamic` for a symbolic first dimension.
 
     Returns:
-        The graph, with constants folded, from `input` to `logits`.
+        The graph, with constants folded, from `input` to `logits`; and the fact how many
+        parameters the logits do not depend on, though the network computes with them.
 
     Raises:
         ModelError: torch cannot trace the network, for example because its control flow depends
@@ -116,24 +119,20 @@ def trace(model: Model, examples: FloatArray, *, batch: Batch = 1) -> ir.Model:
             )
         except Exception as error:
             raise ModelError(
-                f"torch.onnx.export cannot trace {model.name}: {_cause(error)} Control flow must "
+                f"torch.onnx.export cannot trace {model.name}: {_cause(error)}. Control flow must "
                 "not depend on pixel values or on the batch size."
             ) from error
         if program is None:
             raise ModelError(f"torch.onnx.export returned nothing for {model.name}.")
         graph: ir.Model = program.model
-        optimizer.fold_constants(graph)
         RemoveUnusedNodesPass()(graph)
-    return graph
+        # Before constants are folded, because that gives weights other names.
+        facts = {"parameters_unreached": _count_unreached(graph, model)}
+        optimizer.fold_constants(graph)
+    return graph, facts
 
 
-def count_unreached(graph: ir.Model, model: Model) -> int:
-    """How many parameters of a traced model the logits do not depend on.
-
-    Args:
-        graph: From `trace`.
-        model: The model that was traced.
-    """
+def _count_unreached(graph: ir.Model, model: Model) -> int:
     reached = {name for name, value in graph.graph.initializers.items() if value.uses()}
     return sum(
         parameter.numel()
@@ -448,7 +447,7 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
 
 
 @contextlib.contextmanager

@@ -691,6 +691,11 @@ class _Training:
                     f"{path} belongs to another training: {key} was {identity.get(key)!r} and is "
                     f"now {value!r}. Use the same images and recipe, or remove the file."
                 )
+        if len(saved["epochs"]) > self.recipe.epochs:
+            raise ConfigError(
+                f"{path} is {len(saved['epochs'])} epochs old, and recipe.epochs is "
+                f"{self.recipe.epochs}. Ask for at least as many, or remove the file."
+            )
         self.module.load_state_dict(saved["module"])
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])

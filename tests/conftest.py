@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Deterministic, so that a red run is red again; without a deadline, because machines are busy.
+settings.register_profile(
+    "gnet-opt",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("gnet-opt")
+
+
+@pytest.fixture(autouse=True)
+def plain_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints does not depend on the terminal that runs the tests."""
+    for name in ("FORCE_COLOR", "COLORTERM", "PYTHONSAFEPATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")

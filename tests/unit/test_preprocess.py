@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gnet_opt.errors import CalibrationError, ConfigError
+from gnet_opt.preprocess import IMAGENET, INCEPTION, Preprocess
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZES = [
+    (320, 240),
+    (240, 320),
+    (257, 391),
+    (501, 333),
+    (256, 256),
+    (256, 300),
+    (224, 224),
+    (37, 51),
+    (64, 900),
+    (1, 3),
+]
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels, "RGBA")
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def torchvision_input(image: Image.Image, resize: int = 256, crop: int = 224) -> np.ndarray:
+    """The pipeline of torchvision's reference scripts."""
+    from torchvision import transforms
+
+    chain = transforms.Compose(
+        [
+            transforms.Resize(resize),
+            transforms.CenterCrop(crop),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return chain(image.convert("RGB")).numpy()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_torchvision(size: tuple[int, int]) -> None:
+    image = noise(size)
+    ours = IMAGENET.normalize(IMAGENET.pixels(image))
+    assert ours.shape == (3, 224, 224)
+    assert ours.dtype == np.float32
+    assert np.abs(ours - torchvision_input(image)).max() < 2e-6
+
+
+@settings(max_examples=40)
+@given(
+    width=st.integers(1, 120),
+    height=st.integers(1, 120),
+    resize=st.integers(1, 70),
+    data=st.data(),
+)
+def test_equals_torchvision_at_any_size(
+    width: int, height: int, resize: int, data: st.DataObject
+) -> None:
+    crop = data.draw(st.integers(1, resize))
+    image = noise((width, height), seed=width * 1000 + height)
+    ours = Preprocess(resize=resize, crop=crop)
+    difference = ours.normalize(ours.pixels(image)) - torchvision_input(image, resize, crop)
+    assert np.abs(difference).max() < 2e-6
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
+def test_every_mode_is_read_as_torchvision_reads_it(tmp_path: Path, mode: str) -> None:
+    image = noise((90, 70), "RGB").convert(mode)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    image.save(path)
+    small = Preprocess(resize=48, crop=40)
+    with Image.open(path) as read:
+        expected = torchvision_input(read, 48, 40)
+    assert np.abs(small.load(path) - expected).max() < 2e-6
+
+
+def test_gray_gives_three_equal_channels() -> None:
+    pixels = IMAGENET.pixels(noise((60, 70), "L"))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_bgr_is_rgb_with_the_channels_turned_round() -> None:
+    pixels = Preprocess(resize=32, crop=32).pixels(noise((40, 50)))
+    mean, std = (104.0, 117.0, 123.0), (1.0, 2.0, 3.0)
+    bgr = Preprocess(resize=32, crop=32, channels="bgr", mean=mean, std=std).normalize(pixels)
+    for channel in range(3):
+        expected = (pixels[..., 2 - channel].astype(np.float32) - mean[channel]) / std[channel]
+        assert np.array_equal(bgr[channel], expected)
+
+
+def test_normalize_takes_any_number_of_pictures() -> None:
+    pixels = np.stack([IMAGENET.pixels(noise((224, 224), seed=seed)) for seed in range(3)])
+    together = IMAGENET.normalize(pixels)
+    assert together.shape == (3, 3, 224, 224)
+    assert together.flags.c_contiguous
+    for one, picture in zip(together, pixels, strict=True):
+        assert np.array_equal(one, IMAGENET.normalize(picture))
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest"])
+def test_interpolations_are_torchvisions(name: Any) -> None:
+    from torchvision.transforms import InterpolationMode, Resize
+
+    image = noise((91, 77))
+    ours = Preprocess(resize=40, crop=40, interpolation=name).pixels(image)
+    theirs = Resize(40, InterpolationMode(name))(image)
+    left = round((theirs.width - 40) / 2)
+    assert np.array_equal(ours, np.asarray(theirs)[:40, left : left + 40])
+
+
+def test_inception_is_imagenet_followed_by_transform_input() -> None:
+    import torch
+    from torchvision.models import GoogLeNet
+
+    image = noise((230, 240))
+    network = GoogLeNet(num_classes=2, transform_input=True, init_weights=False)
+    with torch.no_grad():
+        expected = network._transform_input(torch.from_numpy(torchvision_input(image)[None]))
+    ours = INCEPTION.normalize(INCEPTION.pixels(image))
+    assert np.abs(ours - expected[0].numpy()).max() < 2e-6
+    assert ours.min() >= -1.0
+    assert ours.max() <= 1.0
+
+
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+positive = st.floats(1e-6, 1e6)
+preprocesses = st.builds(
+    lambda crop, extra, **rest: Preprocess(crop=crop, resize=crop + extra, **rest),
+    crop=st.integers(1, 4096),
+    extra=st.integers(0, 4096),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "nearest"]),
+    channels=st.sampled_from(["rgb", "bgr"]),
+    mean=st.tuples(finite, finite, finite),
+    std=st.tuples(positive, positive, positive),
+)
+
+
+@given(preprocesses)
+def test_a_manifest_gives_the_same_preprocess_again(preprocess: Preprocess) -> None:
+    import json
+
+    from gnet_opt.files import dump_json
+
+    assert Preprocess.from_dict(json.loads(dump_json(preprocess.to_dict()))) == preprocess
+
+
+def test_what_a_table_leaves_out_is_imagenet() -> None:
+    assert Preprocess.from_dict({}) == IMAGENET
+    assert Preprocess.from_dict({"crop": 200}) == Preprocess(crop=200)
+
+
+SIZE_MESSAGE = "preprocess.resize ({}) must be at least preprocess.crop ({}), and both positive."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"sise": 3},
+            "preprocess.sise is not known; the keys are channels, crop, interpolation, mean, "
+            "resize, std.",
+        ),
+        ({"resize": 200}, SIZE_MESSAGE.format(200, 224)),
+        ({"crop": 0}, SIZE_MESSAGE.format(256, 0)),
+        ({"crop": 300}, SIZE_MESSAGE.format(256, 300)),
+        (
+            {"interpolation": "cubic"},
+            "preprocess.interpolation is 'cubic'; it must be one of bilinear, bicubic, nearest.",
+        ),
+        (
+            {"interpolation": ["bilinear"]},
+            "preprocess.interpolation is ['bilinear']; "
+            "it must be one of bilinear, bicubic, nearest.",
+        ),
+        ({"channels": "RGB"}, "preprocess.channels is 'RGB'; it must be rgb or bgr."),
+        ({"channels": {}}, "preprocess.channels is {}; it must be rgb or bgr."),
+        ({"mean": [1, 2]}, "preprocess.mean must be three finite numbers, one a channel."),
+        (
+            {"std": [1, 2, math.nan]},
+            "preprocess.std must be three finite numbers, one a channel.",
+        ),
+        ({"std": [1, 2, 0]}, "preprocess.std must be three positive numbers."),
+    ],
+)
+def test_a_bad_value_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Preprocess.from_dict(values)
+    assert str(caught.value) == message
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(
+        st.sampled_from(["resize", "crop", "interpolation", "channels", "mean", "std"]),
+        json_values,
+    )
+    | json_values
+)
+def test_a_hostile_table_is_a_config_error(values: Any) -> None:
+    try:
+        Preprocess.from_dict(values)
+    except ConfigError as error:
+        assert str(error).startswith("preprocess")
+
+
+def test_a_missing_picture(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        IMAGENET.load(tmp_path / "none.png")
+    assert str(caught.value).startswith(f"{tmp_path / 'none.png'} cannot be read as a picture (")
+    assert str(caught.value).endswith("). Remove or replace the file.")
+
+
+def encoded(kind: str) -> bytes:
+    stream = io.BytesIO()
+    noise((23, 19)).save(stream, kind)
+    return stream.getvalue()
+
+
+ENCODED = {kind: encoded(kind) for kind in ("png", "jpeg", "webp", "bmp", "ppm", "tiff")}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@pytest.mark.parametrize("data", [b"", b"not a picture at all", None])
+def test_a_corrupt_picture(tmp_path: Path, kind: str, data: bytes | None) -> None:
+    path = tmp_path / f"broken.{kind}"
+    whole = ENCODED[kind]
+    path.write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with pytest.raises(CalibrationError) as caught:
+        Preprocess(resize=16, crop=16).load_pixels(path)
+    assert str(caught.value).startswith(f"{path} cannot be read as a picture (")
+    assert str(caught.value).endswith("). Remove or replace the file.")
+
+
+@settings(max_examples=400)
+@given(kind=st.sampled_from(sorted(ENCODED)), data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_damage_gives_pixels_or_our_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    broken = bytearray(ENCODED[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Headers are where damage has the most forms.
+        position = data.draw(st.integers(0, min(len(broken) - 1, 200)))
+        broken[position] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(broken)
+    try:
+        pixels = Preprocess(resize=16, crop=16).load_pixels(path)
+    except CalibrationError as error:
+        assert str(path) in str(error)
+    else:
+        assert pixels.shape == (16, 16, 3)
+        assert pixels.dtype == np.uint8
+
+
+def test_load_reads_the_file_as_normalize_of_its_pixels(tmp_path: Path) -> None:
+    noise((50, 40)).save(tmp_path / "a.png")
+    small = Preprocess(resize=32, crop=24)
+    loaded = small.load(tmp_path / "a.png")
+    assert loaded.shape == (3, 24, 24)
+    assert np.array_equal(loaded, small.normalize(small.pixels(noise((50, 40)))))

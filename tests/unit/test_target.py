@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cpuinfo
+from gnet_opt import backends, target
+from gnet_opt.errors import ConfigError
+from gnet_opt.machine import Machine, parse_flags
+from gnet_opt.target import Target, detect, find, shipped
+
+FOLDER = Path(target.__file__).with_name("targets")
+FILES = sorted(FOLDER.glob("*.toml"))
+
+MINIMAL = """\
+name = "board"
+summary = "a board"
+backend = "onnxruntime"
+compile = "host"
+precisions = ["int8", "fp32"]
+
+[scheme]
+activations = "u8"
+symmetric = false
+weight_bits = 8
+
+[[evidence]]
+claim = "it is so"
+source = "measured"
+date = "2026-11-23"
+"""
+
+
+def machine(text: str, architecture: str = "x86_64", board: str = "") -> Machine:
+    return Machine(
+        architecture=architecture,
+        instructions=parse_flags(text),
+        cpu="recorded",
+        board=board,
+        cores=4,
+        system="Linux",
+    )
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, found: Machine) -> None:
+    monkeypatch.setattr(target, "this_machine", lambda: found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_shipped_file_is_whole(path: Path) -> None:
+    shown = Target.read(path)
+    assert shown.name == path.stem
+    assert shown.backend in backends.names()
+    assert shown.summary
+    assert shown.precisions[0] == "int8"
+    assert "fp32" in shown.precisions  # what `--precision auto` falls back to
+    for evidence in shown.evidence:
+        assert evidence.claim
+        assert re.match(r"https://|measured, |Arm |Intel ", evidence.source)
+        assert datetime.date.fromisoformat(evidence.date) <= datetime.date.today()
+    json.dumps(shown.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_shipped_scheme_is_one_that_its_backend_fuses(path: Path) -> None:
+    shown = Target.read(path)
+    scheme = shown.scheme
+    assert scheme.per_channel
+    if shown.backend == "tensorrt":
+        assert (scheme.activations, scheme.symmetric, scheme.weight_bits) == ("s8", True, 8)
+        assert shown.compile == "device"
+    else:
+        # With s8 symmetric activations the ReLU stays a node and half of the network is float.
+        assert (scheme.activations, scheme.symmetric) == ("u8", False)
+        assert shown.compile == "host"
+
+
+def test_seven_bits_exactly_where_vnni_is_not_certain() -> None:
+    bits = {t.name: t.scheme.weight_bits for t in shipped()}
+    assert {name for name, count in bits.items() if count == 7} == {"openvino-cpu", "x86-avx2"}
+
+
+def test_names_and_aliases_are_unique() -> None:
+    names = [name for t in shipped() for name in (t.name, *t.aliases)]
+    assert len(names) == len(set(names))
+    assert "cpu" not in names
+    assert len(shipped()) == len(FILES) >= 7
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("jetson", "jetson-orin-nano"),
+        ("rpi5", "raspberry-pi-5"),
+        ("raspberry-pi-5", "raspberry-pi-5"),
+    ],
+)
+def test_find_by_name_or_alias(alias: str, name: str) -> None:
+    assert find(alias).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("jetsen", " Did you mean jetson?"),
+        ("Raspberry-Pi-4", " Did you mean raspberry-pi-5?"),
+        ("CPU", " Did you mean cpu?"),
+        ("x86-vnii", " Did you mean x86-vnni?"),
+        ("zzz", ""),
+    ],
+)
+def test_an_unknown_target_suggests_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find(name)
+    assert str(caught.value) == (
+        f"There is no target {name!r}.{hint} `gnet-opt targets` lists them; a path to a TOML "
+        "file of your own works too."
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (machine(cpuinfo.XEON_ICE_LAKE), "x86-vnni"),
+        (machine(cpuinfo.ALDER_LAKE_N), "x86-vnni"),
+        (machine(cpuinfo.HASWELL), "x86-avx2"),
+        (machine(cpuinfo.SKYLAKE_X), "x86-avx2"),
+        (machine(cpuinfo.ZEN_2), "x86-avx2"),
+        (machine(cpuinfo.CORTEX_A76, "aarch64"), "arm64"),
+        (machine(cpuinfo.CORTEX_A76, "aarch64", "Raspberry Pi 5 Model B Rev 1.0"), "arm64"),
+    ],
+    ids=["ice lake", "alder lake", "haswell", "skylake-x", "zen 2", "cortex-a76", "pi 5"],
+)
+def test_cpu_is_this_machines_own(
+    monkeypatch: pytest.MonkeyPatch, found: Machine, name: str
+) -> None:
+    pretend(monkeypatch, found)
+    assert find("cpu").name == detect().name == name
+    assert find("cpu").is_this_machine()
+
+
+@pytest.mark.parametrize(
+    "found", [machine(cpuinfo.CORE_2), machine("", "riscv64")], ids=["core 2", "riscv"]
+)
+def test_a_cpu_that_no_target_describes(monkeypatch: pytest.MonkeyPatch, found: Machine) -> None:
+    pretend(monkeypatch, found)
+    with pytest.raises(ConfigError) as caught:
+        detect()
+    assert str(caught.value) == (
+        f"No shipped target matches this CPU ({found.architecture}, recorded). Name one with "
+        "--target, or write a TOML file; `gnet-opt targets` lists what there is."
+    )
+
+
+def test_which_targets_a_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def native(found: Machine) -> set[str]:
+        pretend(monkeypatch, found)
+        return {t.name for t in shipped() if t.is_this_machine()}
+
+    assert native(machine(cpuinfo.ZEN_2)) == {"x86-avx2", "openvino-cpu"}
+    assert native(machine(cpuinfo.XEON_ICE_LAKE)) == {"x86-vnni", "openvino-cpu"}
+    assert native(machine(cpuinfo.CORTEX_A76, "aarch64")) == {"arm64"}
+    pi = machine(cpuinfo.CORTEX_A76, "aarch64", "Raspberry Pi 5 Model B Rev 1.0")
+    assert native(pi) == {"arm64", "raspberry-pi-5"}
+    older = machine(cpuinfo.CORTEX_A76, "aarch64", "Raspberry Pi 4 Model B Rev 1.4")
+    assert native(older) == {"arm64"}
+
+
+def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "board.toml").write_text(MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("board.toml", "./board.toml", str(tmp_path / "board.toml")):
+        board = find(name)
+        assert board.name == "board"
+        assert board.precisions == ("int8", "fp32")
+        assert board.aliases == ()
+        assert not board.is_this_machine()
+
+
+def edited(old: str, new: str) -> str:
+    assert old in MINIMAL
+    return MINIMAL.replace(old, new)
+
+
+FAULTS: list[tuple[str, str, str]] = [
+    ('name = "board"\n', "", "name is missing. Compare a shipped target."),
+    ('name = "board"', "name = 5", "name is 5; it must be a string."),
+    ("weight_bits = 8\n", "", "scheme.weight_bits is missing. Compare a shipped target."),
+    ("weight_bits = 8", "weight_bits = 6", "scheme.weight_bits is 6; it must be one of 7, 8."),
+    ("weight_bits = 8", "weight_bits = 8.0", "scheme.weight_bits is 8.0; it must be an integer."),
+    (
+        'activations = "u8"',
+        'activations = "u4"',
+        "scheme.activations is 'u4'; it must be one of u8, s8.",
+    ),
+    ("symmetric = false", "symmetric = 0", "scheme.symmetric is 0; it must be true or false."),
+    (
+        "symmetric = false",
+        "symmetric = true",
+        "scheme.symmetric needs scheme.activations = 's8': an unsigned type has no zero point 0 "
+        "in its middle.",
+    ),
+    (
+        "symmetric = false",
+        "symetric = false",
+        "scheme.symetric is not known. Did you mean symmetric?",
+    ),
+    (
+        "weight_bits = 8",
+        'weight_bits = 8\nbias = "int32"',
+        "scheme.bias is 'int32'; it must be one of float.",
+    ),
+    ('backend = "onnx', 'bakend = "onnx', "bakend is not known. Did you mean backend?"),
+    (
+        'compile = "host"',
+        'compile = "cloud"',
+        "compile is 'cloud'; it must be one of host, device.",
+    ),
+    (
+        '["int8", "fp32"]',
+        '["int8", "int4"]',
+        "precisions is 'int4'; it must be one of int8, fp16, fp32.",
+    ),
+    ('["int8", "fp32"]', "[]", "precisions is empty; name at least fp32."),
+    ('["int8", "fp32"]', '"int8"', "precisions is 'int8'; it must be a list of strings."),
+    ('["int8", "fp32"]', "[8]", "precisions is [8]; it must be a list of strings."),
+    (
+        "[scheme]",
+        'aliases = "b"\n[scheme]',
+        "aliases is 'b'; it must be a list of strings.",
+    ),
+    ("[scheme]", "options = 5\n[scheme]", "options is 5; it must be a table."),
+    ("[scheme]", "[skeme]", "the table [scheme] is missing. Compare a shipped target."),
+    (
+        "[[evidence]]",
+        '[match]\nany_of = ["avx2"]\n[[evidence]]',
+        "match.architecture is missing. Compare a shipped target.",
+    ),
+    (
+        "[[evidence]]",
+        '[match]\narchitecture = "x86_64"\nany_of = "avx2"\n[[evidence]]',
+        "match.any_of is 'avx2'; it must be a list of strings.",
+    ),
+    ('source = "measured"\n', "", "evidence[0].source is missing. Compare a shipped target."),
+    (
+        'date = "2026-11-23"',
+        "date = 2026-11-23",
+        "evidence[0].date is datetime.date(2026, 11, 23); it must be a string.",
+    ),
+    (
+        MINIMAL[MINIMAL.index("[[evidence]]") :],
+        "",
+        "evidence is empty; say where the choices come from.",
+    ),
+    (
+        "[scheme]",
+        "evidence = 5\n[scheme]",
+        "",  # TOML itself refuses: `evidence` is a list further down
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), FAULTS)
+def test_a_fault_is_named_with_its_dotted_path(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(edited(old, new))
+    with pytest.raises(ConfigError) as caught:
+        find(str(path))
+    if message:
+        assert str(caught.value) == f"{path}: {message}"
+    else:
+        assert str(caught.value).startswith(f"The target file {path} cannot be read: ")
+
+
+def test_evidence_that_is_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    table = MINIMAL[: MINIMAL.index("[[evidence]]")]
+    path.write_text(table.replace("[scheme]", "evidence = 5\n[scheme]"))
+    with pytest.raises(ConfigError) as caught:
+        find(str(path))
+    assert str(caught.value) == f"{path}: evidence is 5; it must be a list of tables."
+
+
+@pytest.mark.parametrize("data", [None, b"\xff\xfe", b"name = "])
+def test_a_file_that_cannot_be_read(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "board.toml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        find(str(path))
+    assert str(caught.value).startswith(f"The target file {path} cannot be read: ")
+
+
+def test_what_json_shows() -> None:
+    shown: dict[str, Any] = find("jetson").to_dict()
+    assert sorted(shown) == sorted(
+        [
+            "aliases",
+            "backend",
+            "compile",
+            "device",
+            "evidence",
+            "name",
+            "options",
+            "precisions",
+            "scheme",
+            "summary",
+            "this_machine",
+        ]
+    )
+    assert shown["scheme"] == {
+        "activations": "s8",
+        "bias": "float",
+        "per_channel": True,
+        "symmetric": True,
+        "weight_bits": 8,
+    }
+    assert shown["this_machine"] is False

@@ -6,10 +6,11 @@ the caller gets a `Result`, and `notes` for what was assumed or left out.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from gnet_opt.errors import (
 )
 from gnet_opt.files import check_writable, publish, staging_directory
 from gnet_opt.images import ImageSet, check_disjoint
+from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
 from gnet_opt.preprocess import FloatArray, PixelArray
 from gnet_opt.progress import Progress, silent
@@ -145,12 +147,14 @@ class Result:
     Attributes:
         bundle: The bundle; where the gate failed, the rejected one.
         sizes: Bytes by name: `float` and `quantized` portable models, `compiled` files.
+        seconds: How long each stage took, by name.
         notes: What was assumed, left out or decided, in plain sentences.
         rejected: Why the gate refused it, empty when it passed.
     """
 
     bundle: Bundle
     sizes: Mapping[str, int]
+    seconds: Mapping[str, float]
     notes: tuple[str, ...]
     rejected: str = ""
 
@@ -250,101 +254,112 @@ def build(job: Plan, progress: Progress = silent) -> Result:
     Raises:
         GnetOptError: A stage failed; nothing is left behind.
     """
-    with staging_directory(job.output) as scratch, staging_directory(job.output) as staging:
-        build = _Build(job, scratch, staging, progress)
-        return build.run()
+    with staging_directory(job.output) as scratch:
+        return _Build(job, scratch, progress).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """One precision, written, compiled and measured in a folder of its own."""
+
+    precision: str
+    folder: Path
+    compiled: Artifact | Deferred
+    facts: Mapping[str, Any]
+    accuracy: Mapping[str, Any] | None
+    latency: Mapping[str, Any] | None
 
 
 class _Build:
-    """One build: what the steps of `run` share."""
+    """One build: what its steps share."""
 
-    def __init__(self, job: Plan, scratch: Path, staging: Path, progress: Progress) -> None:
+    def __init__(self, job: Plan, scratch: Path, progress: Progress) -> None:
         self._job = job
         self._scratch = scratch
-        self._staging = staging
         self._progress = progress
         self._backend = backends.get(job.target.backend)
         self._float = scratch / "float.onnx"
-        self._notes = list(job.notes)
-        self._examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
+        self._seconds: dict[str, float] = {}
+        examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
         self._pixels: PixelArray = np.stack(
-            [job.model.preprocess.load_pixels(path) for path in self._examples.files]
+            [job.model.preprocess.load_pixels(path) for path in examples.files]
         )
 
     def run(self) -> Result:
         job = self._job
-        facts = self._prepare()
+        with self._timed("prepare"):
+            examples = job.model.preprocess.normalize(self._pixels[:_EXAMPLES])
+            batch = job.options.batch
+            facts = prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
         wanted = job.options.precision
-        precision = "int8" if wanted == "auto" and "int8" in job.target.precisions else wanted
-        if precision == "auto":
-            precision = "fp32"
-        measured = self._attempt(precision, facts)
-        if wanted == "auto" and precision == "int8" and (reason := self._refusal(measured)):
-            self._notes.append(f"INT8 does not ship: {reason} The bundle is float.")
-            for path in self._staging.iterdir():
-                path.unlink()
-            measured = {**self._attempt("fp32", facts), "decision": reason}
-            precision = "fp32"
-        rejected = self._gate(measured) if precision == "int8" else ""
+        if wanted == "auto":
+            wanted = "int8" if "int8" in job.target.precisions else "fp32"
+        chosen = self._candidate(wanted)
+        notes, decision, rejected = list(job.notes), None, ""
+        reason = self._refusal(chosen) if chosen.precision == "int8" else ""
+        if reason and job.options.precision == "auto":
+            notes.append(f"INT8 does not ship: {reason} The bundle is float.")
+            decision = {
+                "reason": reason,
+                "refused": {"accuracy": chosen.accuracy, "latency": chosen.latency},
+            }
+            chosen = self._candidate("fp32")
+        elif chosen.precision == "int8":
+            rejected = self._gate(chosen)
+            if reason and not rejected:
+                notes.append(f"{reason} --precision auto would ship float.")
         output = job.output
         if rejected:
             output = output.with_name(f"{output.name}.rejected")
-            rejected += f" The bundle is kept as {output}. Raise --max-drop to accept it, or try "
-            rejected += "another --method or more calibration pictures."
-        kinds: dict[str, str] = measured.pop("kinds")
-        sizes: dict[str, int] = measured.pop("sizes")
-        bundle = Bundle.write(self._staging, self._manifest(precision, facts, measured), kinds)
-        bundle.check()
-        publish(self._staging, output)
+            rejected += (
+                f" The bundle is kept as {output}. Raise --max-drop to accept it, or try another "
+                "--method or more calibration pictures."
+            )
+        manifest = {
+            **self._manifest(chosen, notes),
+            "decision": decision,
+            "facts": {**facts, **chosen.facts},
+        }
+        kinds = file_kinds(chosen.folder, chosen.compiled)
+        kinds |= {MODEL: "onnx", golden.FILE: "golden"}
+        Bundle.write(chosen.folder, manifest, kinds).check()
+        publish(chosen.folder, output)
         return Result(
-            bundle=Bundle.open(output), sizes=sizes, notes=tuple(self._notes), rejected=rejected
+            bundle=Bundle.open(output),
+            sizes=self._sizes(output, chosen),
+            seconds=self._seconds,
+            notes=tuple(notes),
+            rejected=rejected,
         )
 
-    def _prepare(self) -> dict[str, Any]:
-        job = self._job
-        examples = job.model.preprocess.normalize(self._pixels[:_EXAMPLES])
-        batch = job.options.batch
-        return prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
-
-    def _attempt(self, precision: str, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write, compile and measure one precision in the staging folder."""
-        portable = self._staging / MODEL
-        facts.pop("calibrate", None)
-        facts.pop("quantize", None)
+    def _candidate(self, precision: str) -> _Candidate:
+        """Write, compile and measure one precision."""
+        folder = self._scratch / precision
+        folder.mkdir()
+        portable = folder / MODEL
+        facts: dict[str, Any] = {}
         if precision == "int8":
-            facts.update(self._quantize(portable))
+            with self._timed("quantize"):
+                facts |= self._quantize(portable)
         else:
             shutil.copyfile(self._float, portable)
-        compiled = self._backend.compile(portable, self._job.target, self._staging)
-        kinds = file_kinds(self._staging, compiled) | {MODEL: "onnx", golden.FILE: "golden"}
+        with self._timed("compile"):
+            compiled = self._backend.compile(portable, self._job.target, folder)
         artifact = compiled if isinstance(compiled, Artifact) else None
-        deferred = None
-        if isinstance(compiled, Deferred):
-            deferred = {
-                "command": compiled.command,
-                "expected": compiled.expected,
-                "reason": compiled.reason,
-            }
-        facts["golden"] = self._golden(precision, portable, artifact)
-        measured = {
-            "accuracy": self._accuracy(portable, artifact),
-            "deferred": deferred,
-            "golden": {
-                "inputs": f"{golden.FILE}:pixels",
-                "outputs": f"{golden.FILE}:outputs",
-                "semantics": "reference",
-                "tolerance": {"sqnr_db": golden.TOLERANCE_DB[precision]},
-            },
-            "kinds": kinds,
-            "latency": self._latency(artifact),
-        }
-        engine = compiled.files if isinstance(compiled, Artifact) else ()
-        measured["sizes"] = {
-            "compiled": sum(path.stat().st_size for _, path in engine if path != portable),
-            "float": self._float.stat().st_size,
-            "quantized": portable.stat().st_size,
-        }
-        return measured
+        with self._timed("golden"):
+            facts["golden"] = self._golden(precision, portable, artifact)
+        with self._timed("accuracy"):
+            measured = self._accuracy(portable, artifact)
+        with self._timed("latency"):
+            latency_ = self._latency(artifact)
+        return _Candidate(
+            precision=precision,
+            folder=folder,
+            compiled=compiled,
+            facts=facts,
+            accuracy=measured,
+            latency=latency_,
+        )
 
     def _quantize(self, out: Path) -> dict[str, Any]:
         job = self._job
@@ -368,7 +383,7 @@ class _Build:
         with open_reference(self._float, job.options.threads) as runner:
             float_outputs = run_all(runner, inputs)
         samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
-        samples.write(self._staging / golden.FILE)
+        samples.write(portable.with_name(golden.FILE))
         facts = {
             "images": len(inputs),
             "runtime_sqnr_db": None,
@@ -386,19 +401,13 @@ class _Build:
         if job.evaluation is None:
             return None
         threads = job.options.threads
-        with ExitStack() as stack:
-            if artifact is not None and job.semantics == "native":
-                before = self._backend.open(self._float_artifact(), threads=threads)
-                after = self._backend.open(artifact, threads=threads)
-            else:
-                before, after = (
-                    open_reference(self._float, threads),
-                    open_reference(portable, threads),
-                )
-            runners = {
-                "float": stack.enter_context(before),
-                "quantized": stack.enter_context(after),
-            }
+        if artifact is not None and job.semantics == "native":
+            before = self._backend.open(self._float_artifact(), threads=threads)
+            after = self._backend.open(artifact, threads=threads)
+        else:
+            before, after = open_reference(self._float, threads), open_reference(portable, threads)
+        with before as float_runner, after as quantized_runner:
+            runners = {"float": float_runner, "quantized": quantized_runner}
             logits = accuracy.collect(runners, job.evaluation, job.model.preprocess, self._progress)
         compared = accuracy.compare(
             logits["float"],
@@ -423,7 +432,7 @@ class _Build:
                 latency.Subject(name="quantized", artifact=artifact, resolve=resolve),
             ],
             job.model.preprocess.normalize(self._pixels[:1]),
-            threads=job.options.threads,
+            threads=job.options.threads or this_machine().cores,
             progress=self._progress,
         )
         return report.to_dict()
@@ -438,34 +447,50 @@ class _Build:
         assert isinstance(compiled, Artifact)  # only a target that compiles here comes this far
         return compiled
 
-    def _gate(self, measured: Mapping[str, Any]) -> str:
+    def _sizes(self, root: Path, chosen: _Candidate) -> dict[str, int]:
+        """Bytes of the float and the shipped portable model, and of what was compiled from it."""
+        engine = (
+            0
+            if isinstance(chosen.compiled, Deferred)
+            else sum(
+                (root / name).stat().st_size
+                for name in file_kinds(chosen.folder, chosen.compiled)
+                if name != MODEL
+            )
+        )
+        return {
+            "compiled": engine,
+            "float": self._float.stat().st_size,
+            "quantized": (root / MODEL).stat().st_size,
+        }
+
+    def _gate(self, candidate: _Candidate) -> str:
         """Why the accuracy gate refuses, or nothing."""
-        drop = measured["accuracy"] and measured["accuracy"]["drop"]
-        if not drop or drop["value"] <= self._job.options.max_drop:
+        drop = candidate.accuracy and candidate.accuracy["drop"]
+        if not candidate.accuracy or not drop or drop["value"] <= self._job.options.max_drop:
             return ""
         low, high = drop["ci95"]
         return (
             f"INT8 loses {drop['value']:.2f} points of top-1 (95 % interval {low:.2f} to "
-            f"{high:.2f}, {measured['accuracy']['images']} pictures); --max-drop allows "
+            f"{high:.2f}, {candidate.accuracy['images']} pictures); --max-drop allows "
             f"{self._job.options.max_drop:g}."
         )
 
-    def _refusal(self, measured: Mapping[str, Any]) -> str:
+    def _refusal(self, candidate: _Candidate) -> str:
         """Why INT8 is not worth shipping, or nothing."""
-        if reason := self._gate(measured):
+        if reason := self._gate(candidate):
             return reason
-        if measured["latency"]:
-            speedup = measured["latency"]["speedup"]["quantized"]["median"]
+        if candidate.latency:
+            speedup = candidate.latency["speedup"]["quantized"]["median"]
             if speedup <= 1.0:
-                return f"It is not faster than float here ({speedup:.2f} times)."
+                return f"INT8 is not faster than float here ({speedup:.2f} times as fast)."
         return ""
 
-    def _manifest(
-        self, precision: str, facts: Mapping[str, Any], measured: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _manifest(self, chosen: _Candidate, notes: list[str]) -> dict[str, Any]:
         job = self._job
+        compiled = chosen.compiled
         return {
-            **measured,
+            "accuracy": chosen.accuracy,
             "calibration": {
                 "digest": job.calibration.digest,
                 "images": len(job.calibration),
@@ -474,8 +499,21 @@ class _Build:
                 "set": job.calibration.name,
             },
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "facts": dict(facts),
+            "deferred": {
+                "command": compiled.command,
+                "expected": compiled.expected,
+                "reason": compiled.reason,
+            }
+            if isinstance(compiled, Deferred)
+            else None,
+            "golden": {
+                "inputs": f"{golden.FILE}:pixels",
+                "outputs": f"{golden.FILE}:outputs",
+                "semantics": "reference",
+                "tolerance": {"sqnr_db": golden.TOLERANCE_DB[chosen.precision]},
+            },
             "labels": list(job.model.labels),
+            "latency": chosen.latency,
             "model": {
                 "architecture": job.model.architecture,
                 "classes": job.model.classes,
@@ -483,13 +521,19 @@ class _Build:
                 "sha256": job.model.sha256,
                 "source": job.model.source,
             },
-            "notes": list(self._notes),
-            "precision": precision,
+            "notes": notes,
+            "precision": chosen.precision,
             "preprocess": job.model.preprocess.to_dict(),
-            "scheme": job.target.scheme.to_dict() if precision == "int8" else None,
+            "scheme": job.target.scheme.to_dict() if chosen.precision == "int8" else None,
             "target": {"backend": job.target.backend, "name": job.target.name},
             "tools": tools(),
         }
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _left_over(calibration: ImageSet, chosen: ImageSet) -> ImageSet | None:

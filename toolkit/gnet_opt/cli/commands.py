@@ -157,6 +157,7 @@ def quantize(
     ]
     if output.verbose:
         shown.insert(0, render.facts(manifest["facts"]))
+        shown.append(render.durations(result.seconds))
     if manifest["deferred"]:
         shown.append(
             f"The engine is built on the device: {manifest['deferred']['reason']} "
@@ -166,6 +167,7 @@ def quantize(
         "bundle": str(result.bundle.root),
         "manifest": dict(manifest),
         "rejected": result.rejected or None,
+        "seconds": dict(result.seconds),
         "sizes": dict(result.sizes),
     }
     output.result(value, *shown)

@@ -81,9 +81,8 @@ def conditions(manifest: Mapping[str, Any]) -> str:
         )
     if latency:
         result = latency["results"]["quantized"]
-        threads = latency["threads"] or "all"
         parts.append(
-            f"Latency: {manifest['target']['backend']}, batch 1, {threads} threads, "
+            f"Latency: {manifest['target']['backend']}, batch 1, {latency['threads']} threads, "
             f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in its own "
             f"process, spread of rounds {100 * result['spread']:.0f} %."
         )
@@ -95,6 +94,12 @@ def conditions(manifest: Mapping[str, Any]) -> str:
 def megabytes(size: int) -> str:
     """Bytes as megabytes with two digits."""
     return f"{size / 1e6:.2f} MB"
+
+
+def durations(seconds: Mapping[str, float]) -> str:
+    """How long each stage took, in one line."""
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+    return f"Time: {stages}."
 
 
 def facts(values: Mapping[str, Any]) -> Table:

@@ -73,7 +73,9 @@ def collect(
     images = 0
     session = _session(ir.to_proto(graph_model).SerializeToString(), threads)
     for image in inputs:
-        values = dict(zip(names, session.run(names, {input_name: image[None]}), strict=True))
+        # Without names there is one layer, which reads the input itself.
+        found = session.run(names, {input_name: image[None]}) if names else []
+        values = dict(zip(names, found, strict=True))
         values[input_name] = image[None]
         images += 1
         for name, value in values.items():

@@ -51,7 +51,7 @@ def load_graph(path: Path) -> ir.Model:
         ModelError: The file is no valid ONNX file.
     """
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as ONNX ({error}). Export it again.") from error
     except Exception as error:
@@ -59,6 +59,9 @@ def load_graph(path: Path) -> ir.Model:
         if type(error).__name__ != "DecodeError":
             raise
         raise ModelError(f"{path} is not a complete ONNX file. Export it again.") from error
+    if not len(model.graph):  # an empty file is valid protobuf
+        raise ModelError(f"{path} has no nodes. Export it again.")
+    return model
 
 
 def compute_nodes(graph: ir.Graph) -> list[ir.Node]:

@@ -9,6 +9,7 @@ medians over rounds. Run it in an environment with the extra `peers`:
 
     pip install -e '.[build,openvino,peers]'
     python benchmarks/openvino_paths.py --threads 1
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/openvino_paths.py --target x86-avx2
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from gnet_opt import backends, paths, target
 from gnet_opt.bench import latency
 from gnet_opt.files import dump_json, write_text
 from gnet_opt.images import ImageSet
+from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
 from gnet_opt.quantization import quantize
 from gnet_opt.runtime import Artifact
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module, load
+from gnet_opt.target import Target
 from gnet_opt.versions import tools
 
 RESULTS = Path(__file__).with_name("results")
@@ -70,9 +73,10 @@ def usual_path(
     return made
 
 
-def our_path(model: Model, inputs: list[np.ndarray[Any, Any]], folder: Path) -> dict[str, Artifact]:
-    """Float and INT8 as `gnet-opt quantize --target cpu` makes them."""
-    device = target.detect()
+def our_path(
+    model: Model, inputs: list[np.ndarray[Any, Any]], folder: Path, device: Target
+) -> dict[str, Artifact]:
+    """Float and INT8 as `gnet-opt quantize` makes them."""
     float_file, int8_file = folder / "float.onnx", folder / "int8.onnx"
     prepare(model, np.stack(inputs[:4]), float_file)
     quantize(float_file, int8_file, inputs, device.scheme)
@@ -87,14 +91,14 @@ def our_path(model: Model, inputs: list[np.ndarray[Any, Any]], folder: Path) -> 
 
 
 def measure(
-    model: Model, images: ImageSet, count: int, threads: int, rounds: int
+    model: Model, images: ImageSet, device: Target, count: int, threads: int, rounds: int
 ) -> dict[str, Any]:
     """Build every variant of one network and time them side by side."""
     inputs = [model.preprocess.load(path) for path in images.files[:count]]
     with tempfile.TemporaryDirectory() as scratch:
         (ours := Path(scratch) / "ours").mkdir()
         (usual := Path(scratch) / "usual").mkdir()
-        variants = {**our_path(model, inputs, ours), **usual_path(model, inputs, usual)}
+        variants = {**our_path(model, inputs, ours, device), **usual_path(model, inputs, usual)}
         report = latency.measure(
             [
                 latency.Subject(name=name, artifact=artifact, resolve="gnet_opt.backends:get")
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--calibration", type=int, default=100, help="pictures")
+    parser.add_argument("--target", default="cpu", help="whose integer form to use")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     networks = {"torchvision architecture": (torchvision_model(), paths.demo_calibration())}
@@ -133,16 +138,23 @@ def main() -> None:
         networks["LRN original (2014)"] = (load(card), DATA / "imagenet-sample")
     else:
         print(f"{card} is absent: the LRN original is left out.")
+    # oneDNN's own variable shows what the same code does on a CPU with fewer instructions.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    device = target.find(options.target)
     result: dict[str, Any] = {
+        "kernels": f"limited to {limit}" if limit else device.name,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "networks": {},
+        "machine": this_machine().to_dict(),
         "schema": "gnet-opt/openvino-paths/1",
-        "target": target.detect().name,
+        "target": device.name,
         "tools": tools() | _nncf(),
     }
     for name, (model, folder) in networks.items():
         images = ImageSet.open(folder)
-        measured = measure(model, images, options.calibration, options.threads, options.rounds)
+        measured = measure(
+            model, images, device, options.calibration, options.threads, options.rounds
+        )
         result["networks"][name] = measured
         print(f"{name}, {options.threads} thread(s), n of rounds {options.rounds}")
         for variant, row in measured["latency"]["results"].items():

@@ -17,7 +17,7 @@ from gnet_opt.stages.train import Recipe, train
 
 RECIPE = Recipe.paper(
     epochs=9,
-    early_epochs=7,
+    early_epochs=6,
     early_size=96,
     size=176,
     learning_rate=0.006,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnet_opt.bundle import MANIFEST, MODEL, SCHEMA, Bundle, artifact_kinds
+from gnet_opt.bundle import MANIFEST, MODEL, SCHEMA, Bundle, file_kinds
 from gnet_opt.errors import GnetOptError, IntegrityError
 from gnet_opt.files import sha256_file
 from gnet_opt.preprocess import IMAGENET
-from gnet_opt.runtime import Artifact
+from gnet_opt.runtime import Artifact, Deferred
 
 VALUES: dict[str, Any] = {
     "accuracy": None,
@@ -307,10 +307,38 @@ def test_any_hostile_manifest_is_refused_or_read(
         assert str(root) in str(error)
 
 
-def test_kinds_of_artifacts_are_by_relative_path(tmp_path: Path) -> None:
+def test_kinds_of_files_are_by_relative_path(tmp_path: Path) -> None:
     xml, weights = tmp_path / "ir" / "model.xml", tmp_path / "ir" / "model.bin"
-    artifact = Artifact(backend="x", path=xml, files=(("ir", xml), ("weights", weights)))
-    assert artifact_kinds(tmp_path, [artifact]) == {
-        "ir/model.bin": "weights",
-        "ir/model.xml": "ir",
-    }
+    files = (("ir", xml), ("weights", weights))
+    artifact = Artifact(backend="x", path=xml, files=files)
+    deferred = Deferred(backend="x", reason="r", command="c", expected="e", files=files)
+    for compiled in (artifact, deferred):
+        assert file_kinds(tmp_path, compiled) == {"ir/model.bin": "weights", "ir/model.xml": "ir"}
+
+
+DEFERRED = {"command": "build", "expected": "model.engine", "reason": "another machine"}
+
+
+def test_what_the_device_built_is_not_checked(root: Path) -> None:
+    (root / "model.engine").touch()
+    (root / "model.engine.timing").touch()
+    assert "does not belong to the bundle" in refused(root)
+    rewrite(root, lambda manifest: manifest.update(deferred=DEFERRED))
+    assert Bundle.open(root).check() == 3
+    (root / "other.engine").touch()
+    assert "other.engine does not belong to the bundle" in refused(root)
+
+
+def test_an_empty_name_of_the_engine_allows_nothing(root: Path) -> None:
+    rewrite(root, lambda manifest: manifest.update(deferred={**DEFERRED, "expected": ""}))
+    (root / "extra").touch()
+    assert "does not belong to the bundle" in refused(root)
+
+
+@pytest.mark.parametrize("key", DEFERRED)
+def test_a_deferred_build_says_all_of_it(root: Path, key: str) -> None:
+    deferred = {name: text for name, text in DEFERRED.items() if name != key}
+    rewrite(root, lambda manifest: manifest.update(deferred=deferred))
+    assert refused(root) == (
+        f"{root / MANIFEST}: deferred.{key} is missing. Build the bundle again."
+    )

@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "golden": 3,
     "operations": 3,
     "pipeline": 3,
+    "planning": 3,
     # 4: who calls
     "": 4,
     "cli": 4,

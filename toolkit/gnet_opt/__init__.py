@@ -46,7 +46,7 @@ def optimize(
         labels: The module's class names by index.
         name: A short name for a module.
         progress: Shows how far the work is; silent by default.
-        **options: Attributes of `gnet_opt.pipeline.Options`, such as `max_drop` or `method`.
+        **options: Attributes of `gnet_opt.planning.Options`, such as `max_drop` or `method`.
 
     Returns:
         The bundle. Its `manifest` has the measured accuracy and latency, and the notes on what was
@@ -57,7 +57,7 @@ def optimize(
             `output` as `NAME.rejected`.
         GnetOptError: Something else failed; nothing is left behind.
     """
-    from gnet_opt import pipeline
+    from gnet_opt import pipeline, planning
     from gnet_opt import target as targets
     from gnet_opt.errors import ConfigError
     from gnet_opt.images import ImageSet
@@ -73,13 +73,13 @@ def optimize(
         loaded = load(model)
     else:
         loaded = from_module(model, name=name, preprocess=preprocess, labels=labels)
-    job = pipeline.plan(
+    job = planning.plan(
         loaded,
         targets.find(target),
         Path(output),
         calibration=ImageSet.open(Path(calibration), classes=loaded.labels),
         evaluation=ImageSet.open(Path(evaluation), classes=loaded.labels) if evaluation else None,
-        options=pipeline.Options(**options),
+        options=planning.Options(**options),
     )
     result = pipeline.build(job, progress or silent)
     result.raise_if_rejected()

@@ -29,6 +29,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "calibration": dict,
     "created": str,
     "deferred": (dict, type(None)),
+    "deferred.command": str,
+    "deferred.expected": str,
+    "deferred.reason": str,
     "facts": dict,
     "golden": dict,
     "golden.tolerance": dict,
@@ -91,6 +94,8 @@ class Bundle:
             table = manifest
             for parent in parents:
                 table = table[parent]
+            if table is None:
+                continue
             if key not in table:
                 raise IntegrityError(f"{path}: {dotted} is missing. Build the bundle again.")
             if not isinstance(table[key], kind):
@@ -151,7 +156,7 @@ class Bundle:
         engine = str(self.deferred["expected"]) if self.deferred else None
         for path in self.root.rglob("*"):
             relative = path.relative_to(self.root).as_posix()
-            built_here = engine is not None and relative.startswith(engine)
+            built_here = bool(engine) and relative.startswith(str(engine))
             if path.is_file() and relative not in listed and not built_here:
                 raise IntegrityError(
                     f"{path} does not belong to the bundle: the manifest does not list it. "

@@ -105,12 +105,20 @@ class ImageSet:
         """Require labels, all of them below `classes`.
 
         Raises:
-            CalibrationError: There are no labels, or one is out of range.
+            CalibrationError: There are no labels, one is out of range, or the set names another
+                number of classes, so that its indices would mean other classes than the model's.
         """
         if self.labels is None:
             raise CalibrationError(
                 f"The image set {self.name} has no labels, and accuracy needs them. Use one "
                 "folder a class, or a labels.csv with the columns file,label."
+            )
+        if self.classes and len(self.classes) != classes:
+            raise CalibrationError(
+                f"The image set {self.name} names {len(self.classes)} classes "
+                f"({', '.join(self.classes[:3])}, ...), but the model has {classes}, so an index "
+                "would mean another class. Give the model a card with its labels, or the set a "
+                "labels.csv with the model's class indices."
             )
         for path, label in zip(self.files, self.labels, strict=True):
             if not 0 <= label < classes:

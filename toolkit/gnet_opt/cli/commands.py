@@ -122,20 +122,20 @@ def quantize(
     MODEL is a checkpoint (.pth, .pt, .safetensors), a model card (.toml), `torchvision`, or
     `package.module:factory`. Without it the embedded demo model is used.
     """
-    from gnet_opt import pipeline, target
+    from gnet_opt import pipeline, planning, target
     from gnet_opt.cli import render
 
     device = target.find(target_name)
     if target_name == "cpu":
         output.note(f"This machine's CPU is the target {device.name} ({device.file}).")
     loaded = _load(model, card, "quantize", output)
-    job = pipeline.plan(
+    job = planning.plan(
         loaded,
         device,
         out or Path(f"{loaded.name}-{device.name}"),
         calibration=_calibration(model, calibration, loaded),
         evaluation=_evaluation(model, calibration, evaluation, loaded),
-        options=pipeline.Options(batch=_batch_value(batch), **choices),
+        options=planning.Options(batch=_batch_value(batch), **choices),
     )
     for note in job.notes:
         output.note(note)

@@ -37,7 +37,7 @@ def comparison(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Table:
         before, after, drop = accuracy["float"], accuracy["quantized"], accuracy["drop"]
         if drop:
             low, high = (-drop["ci95"][1], -drop["ci95"][0])
-            change = f"{-drop['value']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+            change = f"{0.0 - drop['value']:+.2f} points [{low:+.2f}, {high:+.2f}]"
             rows.append(("top-1, %", f"{before['top1']:.2f}", f"{after['top1']:.2f}", change))
             if before["top5"] is not None:
                 change = f"{after['top5'] - before['top5']:+.2f} points"

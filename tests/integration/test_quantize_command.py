@@ -1,0 +1,591 @@
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from commands import content, gnet_opt
+from factories import check_hostile
+from world import World
+
+from gnet_opt.bundle import Bundle
+from gnet_opt.target import find, shipped
+
+FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
+TARGETS = ["cpu", "openvino-cpu", "raspberry-pi-5", "jetson"]
+
+
+@pytest.fixture
+def quantize(quantize_arguments: list[str]) -> Callable[..., Any]:
+    def command(*more: str | Path) -> Any:
+        return gnet_opt(*quantize_arguments, *more)
+
+    return command
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_bundle_of_a_target(bundle: Callable[[str], Path], target: str) -> None:
+    made = Bundle.open(bundle(target))
+    device = find(target)
+    manifest = made.manifest
+    assert made.check() >= 2
+    assert manifest["target"] == {"backend": device.backend, "name": device.name}
+    assert manifest["scheme"] == device.scheme.to_dict()
+    assert manifest["precision"] == "int8"
+    assert manifest["labels"] == ["ant", "bee", "cat", "dog", "eel"]
+    assert manifest["model"]["classes"] == 5
+    assert made.preprocess.crop == 64
+    assert FEW in manifest["notes"]
+
+    native = device.is_this_machine()
+    accuracy = manifest["accuracy"]
+    assert accuracy["semantics"] == ("native" if native else "reference")
+    assert accuracy["images"] == 16
+    assert accuracy["float"]["top1"] == 100.0  # the labels are what the float model says
+    low, high = accuracy["drop"]["ci95"]
+    assert low <= accuracy["drop"]["value"] <= high
+    assert accuracy["sqnr_db"] > 20.0
+    assert (manifest["latency"] is not None) == native
+    if native:
+        assert sorted(manifest["latency"]["results"]) == ["float", "quantized"]
+        assert manifest["facts"]["golden"]["runtime_sqnr_db"] > 20.0
+
+    kinds = {entry["path"]: entry["kind"] for entry in manifest["artifacts"]}
+    assert {"model.onnx": "onnx", "golden.npz": "golden"}.items() <= kinds.items()
+    assert (manifest["deferred"] is not None) == (target == "jetson")
+    integers = {"u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
+    model = onnx.load(made.model)
+    types = {v.name: v.data_type for v in model.graph.initializer}
+    points = {types[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    assert points == {integers[device.scheme.activations]}
+    facts = manifest["facts"]
+    assert facts["quantize"]["macs_int8_share"] == 1.0
+    assert facts["calibrate"]["images"] == 12
+    assert facts["strip"]["modules"] == ["aux"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_golden_outputs_are_those_of_reference_semantics(
+    bundle: Callable[[str], Path], target: str
+) -> None:
+    from gnet_opt.backends.onnxruntime import open_reference
+    from gnet_opt.golden import Golden
+
+    made = Bundle.open(bundle(target))
+    golden = Golden.read(made.path("golden"))
+    assert len(golden.pixels) == 8
+    with open_reference(made.model, 1) as runner:
+        for image, logits in zip(
+            made.preprocess.normalize(golden.pixels), golden.outputs, strict=True
+        ):
+            assert np.array_equal(runner.run(image[None])[0], logits)
+
+
+def test_the_result_for_people(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    done = quantize("--target", "cpu", "-o", tmp_path / "b")
+    assert done.code == 0
+    found = find("cpu")
+    assert f"This machine's CPU is the target {found.name} ({found.file})." in done.err
+    assert FEW in done.err
+    assert f"small for {found.name}" in done.out
+    for row in ("top-1, %", "agreement with float, %", "SQNR", "latency p50, ms", "model, MB"):
+        assert row in done.out
+    assert f"Bundle: {tmp_path / 'b'}" in re.sub(r"\n(?=\S)", "", done.out).replace(" \n", " ")
+    assert "\x1b" not in done.out + done.err
+
+
+def test_the_result_for_programs(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    done = quantize("--target", "jetson", "-o", tmp_path / "b", "--json", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    assert sorted(done.json) == ["bundle", "manifest", "rejected", "seconds", "sizes"]
+    assert done.json["bundle"] == str(tmp_path / "b")
+    assert done.json["manifest"] == json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert done.json["rejected"] is None
+    assert done.json["sizes"]["quantized"] == (tmp_path / "b" / "model.onnx").stat().st_size
+
+
+def test_the_deferred_build_says_what_to_run(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    done = quantize("--target", "jetson", "-o", tmp_path / "b")
+    assert done.code == 0
+    text = " ".join(done.out.split())
+    assert "The engine is built on the device" in text
+    assert "trtexec --onnx=model.onnx" in text
+    assert (tmp_path / "b" / "build_engine.sh").stat().st_mode & 0o100
+
+
+def test_a_dry_run_writes_nothing(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = quantize("--target", "jetson", "--dry-run", "--json")
+    assert done.code == 0
+    assert content(tmp_path) == {}
+    assert done.json == {
+        "calibration": {"images": 12, "set": "calibration"},
+        "evaluation": {"images": 16, "set": "evaluation"},
+        "model": {"classes": 5, "name": "small"},
+        "notes": [
+            FEW,
+            "This machine is not jetson-orin-nano: accuracy is that of reference semantics, and "
+            "latency is not measured here.",
+        ],
+        "output": "small-jetson-orin-nano",
+        "precision": "int8",
+        "semantics": "reference",
+        "target": "jetson-orin-nano",
+    }
+
+
+def test_the_default_output_is_named_after_model_and_target(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quantize("--target", "jetson").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["small-jetson-orin-nano"]
+
+
+def test_an_existing_bundle_needs_force(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    assert quantize("--target", "jetson", "-o", out).code == 0
+    (out / "mine.txt").write_text("of the user")
+    before = content(tmp_path)
+    done = quantize("--target", "raspberry-pi-5", "-o", out)
+    assert done.code == 2
+    assert done.err.endswith(
+        f"gnet-opt: {out} exists already. Pass --force to replace it, or another --output.\n"
+    )
+    assert content(tmp_path) == before
+    assert quantize("--target", "raspberry-pi-5", "-o", out, "--force").code == 0
+    assert Bundle.open(out).manifest["target"]["name"] == "raspberry-pi-5"
+    Bundle.open(out).check()  # nothing of the old one is left in it
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "other manifest", "rejected"])
+def test_force_replaces_bundles_only(
+    quantize: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "b"
+    precious = tmp_path / "b.rejected" if kind == "rejected" else out
+    if kind == "file":
+        precious.write_text("precious")
+    else:
+        precious.mkdir()
+        name = "manifest.json" if kind == "other manifest" else "thesis.txt"
+        (precious / name).write_text('{"name": "a web application"}')
+    before = content(tmp_path)
+    done = quantize("--target", "jetson", "-o", out, "--force")
+    assert done.code == 2
+    assert done.err.endswith(
+        f"gnet-opt: {precious} is not a bundle, so it is not replaced. Choose another --output.\n"
+    )
+    assert content(tmp_path) == before
+
+
+def test_the_current_folder_is_not_replaced(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = quantize("--target", "jetson", "-o", ".", "--force")
+    assert done.code == 2
+    assert done.err.endswith(
+        "gnet-opt: The current folder cannot be the bundle. Choose another --output.\n"
+    )
+    assert content(tmp_path) == {}
+
+
+def hostile(world: World, *more: str | Path) -> Any:
+    sets = ["--calibration", world.calibration, "--eval", world.evaluation]
+    return gnet_opt("quantize", world.hostile, *sets, "--threads", "1", *more)
+
+
+def test_the_hostile_model_is_the_same_in_float() -> None:
+    assert check_hostile() < 1e-4
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
+def test_the_gate_keeps_a_bad_bundle_aside(world: World, tmp_path: Path, target: str) -> None:
+    out, kept = tmp_path / "b", tmp_path / "b.rejected"
+    done = hostile(world, "--target", target, "-o", out)
+    assert done.code == 8
+    last = done.err.splitlines()[-1]
+    assert re.fullmatch(
+        r"gnet-opt: INT8 loses \d+\.\d\d points of top-1 \(95 % interval -?\d+\.\d\d to "
+        rf"\d+\.\d\d, 16 pictures\); --max-drop allows 1\. The bundle is kept as {kept}\. Raise "
+        r"--max-drop to accept it, or try another --method or more calibration pictures\.",
+        last,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["b.rejected"]
+    made = Bundle.open(kept)
+    assert made.check() >= 3
+    assert made.manifest["accuracy"]["drop"]["value"] > 1.0
+    # A second try takes the place of the first one.
+    assert hostile(world, "--target", target, "-o", out).code == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["b.rejected"]
+
+
+def test_a_rejected_bundle_does_not_replace_a_good_one(
+    world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert quantize("--target", "jetson", "-o", tmp_path / "b").code == 0
+    before = content(tmp_path / "b")
+    assert hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--force").code == 8
+    assert content(tmp_path / "b") == before
+
+
+def test_json_tells_of_the_gate(world: World, tmp_path: Path) -> None:
+    done = hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--json")
+    assert done.code == 8
+    assert done.json["bundle"] == str(tmp_path / "b.rejected")
+    assert done.json["rejected"].startswith("INT8 loses ")
+
+
+def test_the_user_may_accept_a_drop(world: World, tmp_path: Path) -> None:
+    done = hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--max-drop", "100")
+    assert done.code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_auto_ships_float_where_int8_is_bad(world: World, tmp_path: Path) -> None:
+    done = hostile(world, "--target", "cpu", "-o", tmp_path / "b", "--precision", "auto")
+    assert done.code == 0, done.err
+    assert "INT8 does not ship: INT8 loses " in done.err
+    made = Bundle.open(tmp_path / "b")
+    assert made.check() >= 3
+    assert (made.manifest["precision"], made.manifest["scheme"]) == ("fp32", None)
+    assert made.manifest["accuracy"]["drop"]["value"] == 0.0
+    assert "quantize" not in made.manifest["facts"]
+    assert gnet_opt("verify", tmp_path / "b", "--threads", "1").code == 0
+
+
+def test_float_on_request(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    assert quantize("--target", "raspberry-pi-5", "-o", out, "--precision", "fp32").code == 0
+    made = Bundle.open(out)
+    assert made.manifest["precision"] == "fp32"
+    assert made.manifest["golden"]["tolerance"]["sqnr_db"] == 60.0
+    assert b"QuantizeLinear" not in made.model.read_bytes()
+
+
+def failed(world: World, out: Path, *more: str | Path) -> Any:
+    """A run that must fail and leave nothing."""
+    out.parent.mkdir(exist_ok=True)
+    done = gnet_opt("quantize", *more, "-o", out)
+    assert content(out.parent) == {}
+    assert done.out == ""
+    return done
+
+
+def test_sets_with_a_common_picture(world: World, tmp_path: Path) -> None:
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(world.evaluation, evaluation)
+    shutil.copyfile(world.calibration / "03.png", evaluation / "05.png")
+    arguments = [world.small, "-t", "jetson", "--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", *arguments, "--eval", evaluation)
+    assert done.code == 5
+    assert done.err.splitlines()[-1] == (
+        "gnet-opt: 1 of 16 evaluation pictures are calibration pictures too, for example "
+        f"{world.calibration / '03.png'} and {evaluation / '05.png'}. Accuracy measured on them "
+        "would be too good; pass sets without common pictures."
+    )
+
+
+def test_evaluation_without_labels(world: World, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(world.evaluation, plain)
+    (plain / "labels.csv").unlink()
+    sets = ["--calibration", world.calibration, "--eval", plain]
+    out = tmp_path / "b"
+    done = gnet_opt("quantize", world.hostile, "-t", "jetson", *sets, "-o", out)
+    assert done.code == 0  # no labels, no gate
+    assert (
+        "The evaluation pictures have no labels: agreement with the float model is measured, but "
+        "the accuracy gate is not applied."
+    ) in done.err
+    accuracy = Bundle.open(out).manifest["accuracy"]
+    assert (accuracy["float"], accuracy["quantized"], accuracy["drop"]) == (None, None, None)
+    assert accuracy["agreement"] < 100.0
+
+
+def test_no_evaluation_at_all(world: World, tmp_path: Path) -> None:
+    arguments = ["-t", "jetson", "--calibration", world.calibration, "-o", tmp_path / "b"]
+    done = gnet_opt("quantize", world.small, *arguments)
+    assert done.code == 0
+    assert (
+        "Accuracy is not measured and the gate is not applied: pass --eval with labelled pictures "
+        "that are not calibration pictures."
+    ) in done.err
+    assert Bundle.open(tmp_path / "b").manifest["accuracy"] is None
+
+
+def test_labels_of_another_model(world: World, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(world.evaluation, other)
+    (other / "labels.csv").write_text("file,label\n00.png,0\n01.png,5\n")
+    arguments = [world.small, "-t", "jetson", "--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", *arguments, "--eval", other)
+    assert done.code == 5
+    assert done.err.splitlines()[-1] == (
+        f"gnet-opt: {other / '01.png'} has label 5, but the model has 5 classes (0..4). "
+        "Use labels of the model's own classes."
+    )
+
+
+def test_a_corrupt_calibration_picture(world: World, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(world.calibration, broken)
+    (broken / "11.png").write_bytes((broken / "11.png").read_bytes()[:100])
+    arguments = [world.small, "-t", "jetson", "--calibration", broken]
+    done = failed(world, tmp_path / "o" / "b", *arguments)
+    assert done.code == 5
+    assert done.err.splitlines()[-1].startswith(
+        f"gnet-opt: {broken / '11.png'} cannot be read as a picture ("
+    )
+
+
+def test_ones_own_model_needs_ones_own_calibration(world: World, tmp_path: Path) -> None:
+    done = failed(world, tmp_path / "o" / "b", world.small, "-t", "jetson")
+    assert done.code == 2
+    assert done.err == (
+        "gnet-opt: Calibration pictures are missing: pass --calibration with a folder of 100 or "
+        "more pictures like those the model will see. Random data would ruin the ranges.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["-t", "jetsn"],
+            "There is no target 'jetsn'. Did you mean jetson? `gnet-opt targets` lists them; a "
+            "path to a TOML file of your own works too.",
+        ),
+        (
+            ["-t", "jetson", "--precision", "fp16"],
+            "The target jetson-orin-nano has no fp16; it has int8, fp32. "
+            "Choose one of them with --precision.",
+        ),
+        (["-t", "jetson", "--max-drop", "-1"], "--max-drop is -1.0; it must be at least 0."),
+        (["-t", "jetson", "--max-drop", "nan"], "--max-drop is nan; it must be at least 0."),
+    ],
+)
+def test_options_that_cannot_be(
+    world: World, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    sets = ["--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", world.small, *sets, *arguments)
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == f"gnet-opt: {message}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-t", "jetson", "--samples", "0"],
+        ["-t", "jetson", "--method", "max"],
+        ["-t", "jetson", "--nonsense"],
+        ["-t", "jetson", "--batch", "2"],
+    ],
+)
+def test_usage_errors_have_the_exit_code_of_options(
+    world: World, tmp_path: Path, arguments: list[str]
+) -> None:
+    done = failed(world, tmp_path / "o" / "b", world.small, *arguments)
+    assert done.code == 2
+    assert "Usage: gnet-opt quantize" in done.err
+
+
+def test_a_truncated_checkpoint(world: World, tmp_path: Path) -> None:
+    import torch
+
+    import networks
+
+    path = tmp_path / "weights.pth"
+    torch.save(networks.torchvision_googlenet(5).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:50_000])
+    arguments = [path, "-t", "jetson", "--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", *arguments)
+    assert done.code == 4
+    assert done.err.splitlines()[-1].startswith(f"gnet-opt: {path}")
+
+
+def test_a_missing_checkpoint(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "none.pth"
+    arguments = [path, "-t", "jetson", "--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", *arguments)
+    assert done.code == 4
+    assert str(path) in done.err
+
+
+def test_a_missing_backend(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    hide = lambda name: None if name == "openvino" else real(name)  # noqa: E731
+    monkeypatch.setattr("gnet_opt.backends._boundary.find_spec", hide)
+    arguments = [world.small, "-t", "openvino-cpu", "--calibration", world.calibration]
+    done = failed(world, tmp_path / "o" / "b", *arguments)
+    assert done.code == 3
+    assert done.err.splitlines()[-1] == (
+        'gnet-opt: openvino is not installed: pip install "gnet-opt[openvino]"'
+    )
+    # A bundle that is compiled elsewhere does not need the compiler here.
+    out = tmp_path / "b"
+    jetson = ["-t", "jetson", "--calibration", world.calibration, "-o", out]
+    assert gnet_opt("quantize", world.small, *jetson).code == 0
+
+
+def comparable(root: Path) -> tuple[dict[str, Any], dict[str, bytes | None]]:
+    manifest = json.loads((root / "manifest.json").read_text())
+    del manifest["created"]
+    del manifest["latency"]
+    files = content(root)
+    del files["manifest.json"]
+    return manifest, files
+
+
+@pytest.mark.parametrize("target", ["cpu", "raspberry-pi-5", "jetson"])
+def test_two_runs_give_equal_bundles(
+    quantize: Callable[..., Any], bundle: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    assert quantize("--target", target, "-o", tmp_path / "again").code == 0
+    assert comparable(tmp_path / "again") == comparable(bundle(target))
+
+
+def test_samples_and_seed_decide_what_is_calibrated_on(
+    quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    digests = {}
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        more = ["--samples", "5", "--seed", seed, "--target", "jetson"]
+        assert quantize(*more, "-o", tmp_path / name).code == 0
+        made = Bundle.open(tmp_path / name).manifest["calibration"]
+        assert (made["images"], made["seed"]) == (5, int(seed))
+        digests[name] = made["digest"]
+    assert digests["a"] == digests["b"] != digests["c"]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "gnet_opt.pipeline.quantize",
+        "gnet_opt.golden.np.savez_compressed",
+        "gnet_opt.bundle.write_text",
+        "gnet_opt.pipeline.publish",
+    ],
+)
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["disk full", "ctrl-c"])
+@pytest.mark.parametrize("existing", [True, False])
+def test_an_interruption_leaves_what_was_there(
+    quantize: Callable[..., Any],
+    bundle: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: BaseException,
+    existing: bool,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    out = tmp_path / "b"
+    if existing:
+        shutil.copytree(bundle("jetson"), out)
+    before = content(tmp_path)
+    monkeypatch.setattr(where, fail)
+    done = quantize("--target", "jetson", "-o", out, "--force")
+    assert content(tmp_path) == before
+    assert done.out == ""
+    if error is FULL:
+        assert done.code == 1
+        assert done.err.splitlines()[-1] == (
+            "gnet-opt: No space left on device. Nothing half-written was left behind; free or "
+            "choose another place with --output, then run the command again."
+        )
+    else:
+        assert done.code == 130
+        assert done.err.splitlines()[-1] == "Interrupted. Nothing half-written was left behind."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle(
+    quantize_arguments: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    code = "import sys; from gnet_opt.cli import main; main(sys.argv[1:])"
+    arguments = [*quantize_arguments, "-t", "cpu", "-o", str(tmp_path / "b")]
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("float.onnx")):  # prepared, so the work goes on behind it
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert content(tmp_path) != {}
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "Interrupted. Nothing half-written was left behind."
+    assert out == ""
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
+def test_a_checkpoint_of_the_full_network(world: World, tmp_path: Path, target: str) -> None:
+    import torch
+
+    import networks
+
+    torch.save(networks.torchvision_googlenet(5).state_dict(), tmp_path / "weights.pth")
+    card = tmp_path / "card.toml"
+    card.write_text(
+        'name = "full"\narchitecture = "googlenet"\nweights = "weights.pth"\n'
+        "[preprocess]\nresize = 72\ncrop = 64\n"
+    )
+    out = tmp_path / "b"
+    sets = ["--calibration", world.calibration, "--eval", world.evaluation]
+    more = ["--max-drop", "100", "--threads", "1", "--json", "-o", out]
+    done = gnet_opt("quantize", card, "-t", target, *sets, *more)
+    assert done.code == 5  # the set's labels are names, and this card lists none
+    assert "is neither a class index nor a known class name" in done.err
+    card.write_text(
+        card.read_text().replace("\n[", '\nlabels = ["ant","bee","cat","dog","eel"]\n[')
+    )
+    done = gnet_opt("quantize", card, "-t", target, *sets, *more)
+    assert done.code == 0, done.err
+    facts = done.json["manifest"]["facts"]
+    assert facts["strip"]["modules"] == ["aux1", "aux2"]
+    assert (facts["quantize"]["conv"], facts["quantize"]["gemm"]) == (57, 1)
+    assert facts["quantize"]["macs_int8_share"] == 1.0
+    assert facts["quantize"]["shared_scales"] == 22  # 9 Concats, 13 MaxPools
+    assert done.json["manifest"]["accuracy"]["sqnr_db"] > 20.0
+    assert done.json["sizes"]["float"] > 3.5 * done.json["sizes"]["quantized"]
+    assert gnet_opt("verify", out, "--threads", "1").code == 0
+
+
+def test_every_shipped_target_can_be_planned(world: World, tmp_path: Path) -> None:
+    for target in shipped():
+        arguments = ["-t", target.name, "--calibration", world.calibration, "--dry-run", "--json"]
+        done = gnet_opt("quantize", world.small, *arguments, "-o", tmp_path / target.name)
+        assert done.code == 0, done.err
+        assert done.json["target"] == target.name
+    assert content(tmp_path) == {}

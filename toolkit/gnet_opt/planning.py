@@ -1,0 +1,211 @@
+"""What a build will do, checked as far as it can be before the work begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gnet_opt import backends
+from gnet_opt.bundle import MANIFEST
+from gnet_opt.errors import ConfigError, MissingDependencyError
+from gnet_opt.files import check_writable
+from gnet_opt.images import ImageSet, check_disjoint
+from gnet_opt.model import Model
+from gnet_opt.quantization import DEFAULT_METHOD, METHODS
+from gnet_opt.target import PRECISIONS, Target
+
+_FEW_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user can choose for a build.
+
+    Attributes:
+        precision: `int8`, `fp32`, or `auto`: INT8 if it passes the gate and is faster where that
+            can be measured, else float.
+        method: How ranges are chosen, one of `gnet_opt.quantization.METHODS`.
+        max_drop: The most top-1 that INT8 may lose, in percentage points.
+        samples: At most this many calibration pictures, taken at random.
+        seed: Of that choice.
+        batch: 1, or `dynamic`.
+        threads: CPU threads for measuring, or None for the runtime's own choice.
+        force: Whether an existing bundle is replaced.
+    """
+
+    precision: str = "int8"
+    method: str = DEFAULT_METHOD
+    max_drop: float = 1.0
+    samples: int = 256
+    seed: int = 0
+    batch: Literal[1, "dynamic"] = 1
+    threads: int | None = None
+    force: bool = False
+
+    def check(self, target: Target) -> None:
+        """Refuse what cannot be built, before any work.
+
+        Raises:
+            ConfigError: A value is unknown, out of range or not for this target.
+        """
+        if self.precision not in (*PRECISIONS, "auto"):
+            raise ConfigError(f"There is no precision {self.precision!r}; use int8, fp32 or auto.")
+        if self.precision != "auto" and self.precision not in target.precisions:
+            raise ConfigError(
+                f"The target {target.name} has no {self.precision}; it has "
+                f"{', '.join(target.precisions)}. Choose one of them with --precision."
+            )
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"There is no calibration method {self.method!r}; use one of {', '.join(METHODS)}."
+            )
+        if not self.max_drop >= 0.0:
+            raise ConfigError(f"--max-drop is {self.max_drop}; it must be at least 0.")
+        if self.samples < 1:
+            raise ConfigError(f"--samples is {self.samples}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known before the first computation; what `--dry-run` prints.
+
+    Attributes:
+        model: The loaded model.
+        target: The target.
+        options: What the user chose.
+        calibration: The pictures to calibrate on.
+        evaluation: The pictures to evaluate on, or None.
+        semantics: `native` when this machine is the target, else `reference`.
+        output: Where the bundle goes.
+        notes: What was assumed or is left out, in plain sentences.
+    """
+
+    model: Model
+    target: Target
+    options: Options
+    calibration: ImageSet
+    evaluation: ImageSet | None
+    semantics: Literal["native", "reference"]
+    output: Path
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as `--dry-run --json` prints it."""
+        evaluation = self.evaluation
+        return {
+            "calibration": {"images": len(self.calibration), "set": self.calibration.name},
+            "evaluation": evaluation and {"images": len(evaluation), "set": evaluation.name},
+            "model": {"classes": self.model.classes, "name": self.model.name},
+            "notes": list(self.notes),
+            "output": str(self.output),
+            "precision": self.options.precision,
+            "semantics": self.semantics,
+            "target": self.target.name,
+        }
+
+
+def plan(
+    model: Model,
+    target: Target,
+    output: Path,
+    *,
+    calibration: ImageSet,
+    evaluation: ImageSet | None = None,
+    options: Options | None = None,
+) -> Plan:
+    """Check everything that can be checked before the work begins.
+
+    Args:
+        model: What `gnet_opt.stages.load` gave.
+        target: What to build for.
+        output: The folder of the bundle.
+        calibration: Pictures to calibrate on; labels are not needed.
+        evaluation: Labelled pictures to measure accuracy on. Without it, calibration pictures
+            that were not sampled are used where there are enough.
+        options: What the user chose.
+
+    Raises:
+        ConfigError: An option does not fit, or `output` exists.
+        CalibrationError: Labels do not fit the model, or the sets share a picture.
+        MissingDependencyError: The backend cannot run here and would have to.
+    """
+    options = options or Options()
+    options.check(target)
+    check_writable(output, force=options.force)
+    _check_replaceable(output)
+    probe = backends.get(target.backend).probe()
+    if target.compile == "host" and not probe.available:
+        raise MissingDependencyError(probe.detail)
+    notes = list(model.assumptions)
+    chosen = calibration.sample(options.samples, options.seed)
+    if len(chosen) < _FEW_IMAGES:
+        notes.append(
+            f"Only {len(chosen)} calibration pictures: ranges may be too narrow. "
+            "100 or more are usual."
+        )
+    if evaluation is None:
+        evaluation = _left_over(calibration, chosen)
+        if evaluation is not None:
+            notes.append(
+                f"No evaluation set was given: {len(evaluation)} pictures of {calibration.name} "
+                "that are not used for calibration serve instead."
+            )
+    if evaluation is None:
+        notes.append(
+            "Accuracy is not measured and the gate is not applied: pass --eval with labelled "
+            "pictures that are not calibration pictures."
+        )
+    else:
+        check_disjoint(chosen, evaluation)
+        if evaluation.labels is None:
+            notes.append(
+                "The evaluation pictures have no labels: agreement with the float model is "
+                "measured, but the accuracy gate is not applied."
+            )
+        else:
+            evaluation.check_labels(model.classes)
+    native = target.is_this_machine()
+    if not native:
+        notes.append(
+            f"This machine is not {target.name}: accuracy is that of reference semantics, and "
+            "latency is not measured here."
+        )
+    return Plan(
+        model=model,
+        target=target,
+        options=options,
+        calibration=chosen,
+        evaluation=evaluation,
+        semantics="native" if native else "reference",
+        output=output,
+        notes=tuple(notes),
+    )
+
+
+def _left_over(calibration: ImageSet, chosen: ImageSet) -> ImageSet | None:
+    """Calibration pictures that were not sampled, as evaluation set, where they are enough."""
+    used = set(chosen.hashes)
+    rest = [i for i, digest in enumerate(calibration.hashes) if digest not in used]
+    return calibration.take(rest) if len(rest) >= _FEW_IMAGES else None
+
+
+def _check_replaceable(output: Path) -> None:
+    """A bundle, or one that the gate refused, replaces bundles, not somebody's folder."""
+    if output.resolve() == Path.cwd():
+        raise ConfigError("The current folder cannot be the bundle. Choose another --output.")
+    for path in (output, output.with_name(f"{output.name}.rejected")):
+        if path.exists() and not _is_bundle(path):
+            raise ConfigError(
+                f"{path} is not a bundle, so it is not replaced. Choose another --output."
+            )
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a path is a bundle of any version, or an empty folder."""
+    if not path.is_dir():
+        return False
+    manifest = path / MANIFEST
+    if manifest.is_file():
+        return b"gnet-opt/bundle/" in manifest.read_bytes()
+    return not any(path.iterdir())

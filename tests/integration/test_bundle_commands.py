@@ -306,6 +306,19 @@ def test_export(world: World, tmp_path: Path) -> None:
     assert out.read_bytes() == before
 
 
+def test_export_where_no_file_can_be(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = gnet_opt("export", world.small, "-o", tmp_path, "--force")
+    assert (done.code, done.err) == (
+        2,
+        f"gnet-opt: {tmp_path} is a folder. Pass the name of a file as --output.\n",
+    )
+    done = gnet_opt("export", world.small, "-o", tmp_path / "file" / "x.onnx")
+    assert done.code == 2
+    assert "is no folder" in done.err
+    assert list(content(tmp_path)) == ["file"]
+
+
 def test_export_with_a_free_batch(world: World, tmp_path: Path) -> None:
     out = tmp_path / "small.onnx"
     assert gnet_opt("export", world.small, "-o", out, "--batch", "dynamic").code == 0

@@ -143,11 +143,27 @@ def test_write_text_is_utf8(tmp_path: Path) -> None:
 
 def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new", force=False)
-    check_writable(tmp_path, force=True)
+    check_writable(tmp_path / "deep" / "new", force=False)
+    check_writable(Path("new in the current folder"), force=False)
+    check_writable(tmp_path, force=True, folder=True)
     with pytest.raises(ConfigError) as caught:
         check_writable(tmp_path, force=False)
     assert str(caught.value) == (
         f"{tmp_path} exists already. Pass --force to replace it, or another --output."
+    )
+
+
+def test_check_writable_knows_files_from_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file", force=True)
+    with pytest.raises(ConfigError) as caught:
+        check_writable(tmp_path, force=True)
+    assert str(caught.value) == f"{tmp_path} is a folder. Pass the name of a file as --output."
+    below = tmp_path / "file" / "deep" / "new"
+    with pytest.raises(ConfigError) as caught:
+        check_writable(below, force=True)
+    assert str(caught.value) == (
+        f"{tmp_path / 'file'} is no folder, so {below} cannot be. Choose another --output."
     )
 
 

@@ -59,16 +59,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def check_writable(path: Path, *, force: bool) -> None:
-    """Refuse early to overwrite `path` unless `force` is set.
+def check_writable(path: Path, *, force: bool, folder: bool = False) -> None:
+    """Refuse early what cannot be written: nothing is overwritten unless `force` is set.
+
+    Args:
+        path: The file to write, or the folder.
+        force: Whether a file may replace a file, and a folder a folder.
+        folder: Whether `path` will be a folder.
 
     Raises:
-        ConfigError: `path` exists and `force` is not set.
+        ConfigError: `path` exists and `force` is not set, or it cannot be there.
     """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{above} is no folder, so {path} cannot be. Choose another --output.")
     if path.exists() and not force:
         raise ConfigError(
             f"{path} exists already. Pass --force to replace it, or another --output."
         )
+    if path.is_dir() and not folder:
+        raise ConfigError(f"{path} is a folder. Pass the name of a file as --output.")
 
 
 @contextlib.contextmanager

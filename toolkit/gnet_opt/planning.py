@@ -132,7 +132,7 @@ def plan(
     """
     options = options or Options()
     options.check(target)
-    check_writable(output, force=options.force)
+    check_writable(output, force=options.force, folder=True)
     _check_replaceable(output)
     probe = backends.get(target.backend).probe()
     if target.compile == "host" and not probe.available:

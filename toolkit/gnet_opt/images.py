@@ -173,19 +173,21 @@ def _open_csv(folder: Path, names: tuple[str, ...]) -> ImageSet:
     table = folder / "labels.csv"
     files: list[Path] = []
     labels: list[int] = []
-    with io.StringIO(_read_text(table), newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise CalibrationError(f"{table} needs a header with the columns file and label.")
-        for row in reader:
-            path = folder / (row["file"] or "")
-            if not path.is_file():
-                raise CalibrationError(
-                    f"{table}, line {reader.line_num}: {path} does not exist. "
-                    "Correct the column file."
-                )
-            files.append(path)
-            labels.append(_label(row["label"], names, f"{table}, line {reader.line_num}"))
+    reader = csv.DictReader(io.StringIO(_read_text(table), newline=""))
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise CalibrationError(f"{table}, line {reader.line_num}: {error}.") from error
+    if not {"file", "label"} <= set(reader.fieldnames or ()):
+        raise CalibrationError(f"{table} needs a header with the columns file and label.")
+    for line, row in rows:
+        path = folder / (row["file"] or "")
+        if not path.is_file():
+            raise CalibrationError(
+                f"{table}, line {line}: {path} does not exist. Correct the column file."
+            )
+        files.append(path)
+        labels.append(_label(row["label"], names, f"{table}, line {line}"))
     if not files:
         raise CalibrationError(f"{table} lists no picture. Add rows file,label.")
     return ImageSet(name=folder.name, files=tuple(files), labels=tuple(labels), classes=names)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gnet_opt import backends
 from gnet_opt.bundle import MANIFEST
-from gnet_opt.errors import ConfigError, MissingDependencyError
+from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyError
 from gnet_opt.files import check_writable
 from gnet_opt.images import ImageSet, check_disjoint
 from gnet_opt.model import Model
@@ -145,7 +145,7 @@ def plan(
             "100 or more are usual."
         )
     if evaluation is None:
-        evaluation = _left_over(calibration, chosen)
+        evaluation = _left_over(calibration, chosen, model.classes)
         if evaluation is not None:
             notes.append(
                 f"No evaluation set was given: {len(evaluation)} pictures of {calibration.name} "
@@ -165,6 +165,11 @@ def plan(
             )
         else:
             evaluation.check_labels(model.classes)
+            if model.labels and evaluation.classes not in ((), model.labels):
+                notes.append(
+                    f"{evaluation.name} names its classes ({evaluation.classes[0]}, ...) unlike "
+                    f"the model ({model.labels[0]}, ...): they are taken in name order."
+                )
     native = target.is_this_machine()
     if not native:
         notes.append(
@@ -183,11 +188,19 @@ def plan(
     )
 
 
-def _left_over(calibration: ImageSet, chosen: ImageSet) -> ImageSet | None:
+def _left_over(calibration: ImageSet, chosen: ImageSet, classes: int) -> ImageSet | None:
     """Calibration pictures that were not sampled, as evaluation set, where they are enough."""
     used = set(chosen.hashes)
-    rest = [i for i, digest in enumerate(calibration.hashes) if digest not in used]
-    return calibration.take(rest) if len(rest) >= _FEW_IMAGES else None
+    indices = [i for i, digest in enumerate(calibration.hashes) if digest not in used]
+    if len(indices) < _FEW_IMAGES:
+        return None
+    rest = calibration.take(indices)
+    try:
+        rest.check_labels(classes)
+    except CalibrationError:
+        # Nobody said that they are the model's: the pictures still tell the agreement.
+        return replace(rest, labels=None)
+    return rest
 
 
 def _check_replaceable(output: Path) -> None:

@@ -106,7 +106,7 @@ def measure(
             ],
             inputs[0][None],
             threads=threads,
-            plan=latency.Plan(rounds=rounds, seconds=0.5, count=10, warm_up=2.0),
+            schedule=latency.Schedule(rounds=rounds, seconds=0.5, count=10, warm_up=2.0),
         )
     medians = {result.name: result.rounds_ms for result in report.results}
 

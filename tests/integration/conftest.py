@@ -23,9 +23,9 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def quick_latency() -> Iterator[None]:
     """Two short rounds: here it counts that latency is measured, not how well."""
-    quick = functools.partial(latency.Plan, rounds=2, seconds=0.01, count=2, warm_up=0.05)
+    quick = functools.partial(latency.Schedule, rounds=2, seconds=0.01, count=2, warm_up=0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "Plan", quick)
+        patch.setattr(latency, "Schedule", quick)
         yield
 
 

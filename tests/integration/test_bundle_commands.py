@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def test_a_moved_bundle_verifies(copy: Make, target: str) -> None:
         "bundle",
         "deferred",
         "files",
+        "foreign",
         "golden_images",
         "pixel_difference",
         "sqnr_db",
@@ -372,3 +374,24 @@ def test_an_unknown_command() -> None:
     done = gnet_opt("quantise")
     assert done.code == 2
     assert "No such command 'quantise'" in done.err
+
+
+def test_a_foreign_bundle_is_evaluated_by_reference_semantics(copy: Make, world: World) -> None:
+    root = copy("raspberry-pi-5")
+    done = gnet_opt("evaluate", root, "--images", world.evaluation, "--json")
+    assert done.code == 0
+    assert done.json["semantics"] == "reference"
+    assert done.json["notes"] == [
+        "This machine is not raspberry-pi-5: these are reference semantics."
+    ]
+
+
+@pytest.mark.parametrize("tolerance", ["-1e999", "false"])
+def test_a_tolerance_that_lets_everything_pass(copy: Make, tolerance: str) -> None:
+    path = copy("jetson") / "manifest.json"
+    changed = re.sub(r'"sqnr_db": 20.0', f'"sqnr_db": {tolerance}', path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    done = gnet_opt("verify", path.parent)
+    assert done.code == 6
+    assert "golden.tolerance.sqnr_db is of the wrong type" in done.err

@@ -21,6 +21,7 @@ from factories import check_hostile
 from world import World
 
 from gnet_opt.bundle import Bundle
+from gnet_opt.files import sha256_file
 from gnet_opt.target import find, shipped
 
 FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
@@ -41,7 +42,9 @@ def test_the_bundle_of_a_target(bundle: Callable[[str], Path], target: str) -> N
     device = find(target)
     manifest = made.manifest
     assert made.check() >= 2
-    assert manifest["target"] == {"backend": device.backend, "name": device.name}
+    assert manifest["target"]["backend"] == device.backend
+    assert manifest["target"]["name"] == device.name
+    assert manifest["target"]["sha256"] == sha256_file(device.file)
     assert manifest["scheme"] == device.scheme.to_dict()
     assert manifest["precision"] == "int8"
     assert manifest["labels"] == ["ant", "bee", "cat", "dog", "eel"]
@@ -120,7 +123,7 @@ def test_the_deferred_build_says_what_to_run(quantize: Callable[..., Any], tmp_p
     done = quantize("--target", "jetson", "-o", tmp_path / "b")
     assert done.code == 0
     text = " ".join(done.out.split())
-    assert "The engine is built on the device" in text
+    assert "Run ./build_engine.sh there, in the bundle" in text
     assert "trtexec --onnx=model.onnx" in text
     assert (tmp_path / "b" / "build_engine.sh").stat().st_mode & 0o100
 
@@ -200,9 +203,7 @@ def test_the_current_folder_is_not_replaced(
     monkeypatch.chdir(tmp_path)
     done = quantize("--target", "jetson", "-o", ".", "--force")
     assert done.code == 2
-    assert done.err.endswith(
-        "gnet-opt: The current folder cannot be the bundle. Choose another --output.\n"
-    )
+    assert done.err.endswith("gnet-opt: . cannot be replaced. Choose another --output.\n")
     assert content(tmp_path) == {}
 
 
@@ -231,8 +232,13 @@ def test_the_gate_keeps_a_bad_bundle_aside(world: World, tmp_path: Path, target:
     made = Bundle.open(kept)
     assert made.check() >= 3
     assert made.manifest["accuracy"]["drop"]["value"] > 1.0
-    # A second try takes the place of the first one.
-    assert hostile(world, "--target", target, "-o", out).code == 8
+    # A second try takes the place of the first one only when it is asked to.
+    again = hostile(world, "--target", target, "-o", out)
+    assert again.code == 2
+    assert again.err.endswith(
+        f"{kept} exists already. Pass --force to replace it, or another --output.\n"
+    )
+    assert hostile(world, "--target", target, "-o", out, "--force").code == 8
     assert [path.name for path in tmp_path.iterdir()] == ["b.rejected"]
 
 
@@ -589,3 +595,22 @@ def test_every_shipped_target_can_be_planned(world: World, tmp_path: Path) -> No
         assert done.code == 0, done.err
         assert done.json["target"] == target.name
     assert content(tmp_path) == {}
+
+
+def test_an_output_that_is_a_link_to_nothing(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
+    done = quantize("--target", "jetson", "-o", tmp_path / "b")
+    assert done.code == 2
+    assert "is a link to nothing" in done.err
+
+
+def test_an_unreadable_picture_is_found_before_the_work(
+    world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world.calibration, pictures)
+    (pictures / "zero.png").write_bytes(b"")
+    sets = ["--calibration", pictures, "--eval", world.evaluation]
+    done = quantize("--target", "jetson", *sets, "-o", tmp_path / "b", "--dry-run")
+    assert done.code == 5
+    assert f"{pictures / 'zero.png'} cannot be read as a picture" in done.err

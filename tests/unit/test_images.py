@@ -90,8 +90,27 @@ def test_labels_by_name_of_classes_txt(tmp_path: Path) -> None:
     in_table(tmp_path, "file,label\n0.png,nut\n1.png,bolt\n")
     (tmp_path / "classes.txt").write_text("nut\nbolt\n")
     images = ImageSet.open(tmp_path, classes=["bolt", "nut"])
-    assert images.labels == (0, 1)
-    assert images.classes == ("nut", "bolt")
+    assert images.labels == (1, 0)  # the model's indices, whatever the set's own order is
+    assert images.classes == ("bolt", "nut")
+    assert ImageSet.open(tmp_path).labels == (0, 1)
+
+
+def test_indices_of_classes_txt_become_the_models(tmp_path: Path) -> None:
+    in_table(tmp_path, "file,label\n0.png,0\n1.png,1\n")
+    (tmp_path / "classes.txt").write_text("nut\nbolt\n")
+    assert ImageSet.open(tmp_path, classes=["bolt", "nut"]).labels == (1, 0)
+
+
+def test_a_misspelt_class_folder_does_not_exchange_classes(tmp_path: Path) -> None:
+    for name in ("bolts", "nut"):
+        (tmp_path / name).mkdir()
+        draw(tmp_path / name / "0.png", 0)
+    with pytest.raises(CalibrationError) as caught:
+        ImageSet.open(tmp_path, classes=["nut", "bolt"])
+    assert str(caught.value) == (
+        f"{tmp_path} names bolts, which the model does not know, beside classes that it does. "
+        "The model's classes are nut, bolt."
+    )
 
 
 def test_a_table_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
@@ -144,6 +163,7 @@ def test_a_bad_table_is_named_with_the_line(tmp_path: Path, text: str, message: 
 @pytest.mark.parametrize("name", ["labels.csv", "classes.txt"])
 def test_text_of_another_encoding_is_named(tmp_path: Path, name: str) -> None:
     draw(tmp_path / "0.png", 0)
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,0\n")
     (tmp_path / name).write_bytes("file,label\n0.png,Schlüssel\n".encode("latin-1"))
     with pytest.raises(CalibrationError) as caught:
         ImageSet.open(tmp_path)

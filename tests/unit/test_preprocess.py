@@ -137,7 +137,7 @@ def test_inception_is_imagenet_followed_by_transform_input() -> None:
 
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
-positive = st.floats(1e-6, 1e6)
+positive = st.floats(1.0, 1e6)
 preprocesses = st.builds(
     lambda crop, extra, **rest: Preprocess(crop=crop, resize=crop + extra, **rest),
     crop=st.integers(1, 4096),
@@ -163,7 +163,9 @@ def test_what_a_table_leaves_out_is_imagenet() -> None:
     assert Preprocess.from_dict({"crop": 200}) == Preprocess(crop=200)
 
 
-SIZE_MESSAGE = "preprocess.resize ({}) must be at least preprocess.crop ({}), and both positive."
+SIZE_MESSAGE = (
+    "preprocess.resize ({}) must be at least preprocess.crop ({}), and both between 1 and 8192."
+)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,13 @@ SIZE_MESSAGE = "preprocess.resize ({}) must be at least preprocess.crop ({}), an
             "preprocess.std must be three finite numbers, one a channel.",
         ),
         ({"std": [1, 2, 0]}, "preprocess.std must be three positive numbers."),
+        ({"mean": "123"}, "preprocess.mean is '123'; it must be a list."),
+        ({"resize": 256.9}, "preprocess.resize is 256.9, not an integer."),
+        (
+            {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+            "preprocess.mean and preprocess.std look like values on the 0..1 scale; they are on "
+            "the 0..255 scale here. Multiply both by 255.",
+        ),
     ],
 )
 def test_a_bad_value_is_named(values: dict[str, Any], message: str) -> None:
@@ -280,3 +289,11 @@ def test_load_reads_the_file_as_normalize_of_its_pixels(tmp_path: Path) -> None:
     loaded = small.load(tmp_path / "a.png")
     assert loaded.shape == (3, 24, 24)
     assert np.array_equal(loaded, small.normalize(small.pixels(noise((50, 40)))))
+
+
+@pytest.mark.parametrize("kind", ["I;16", "F"])
+def test_deep_pictures_are_not_clipped_to_white(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "deep.tif"
+    Image.new(kind, (300, 300), 1000).save(path)
+    with pytest.raises(CalibrationError, match="more than 8 bits"):
+        IMAGENET.load(path)

@@ -323,3 +323,11 @@ def test_what_json_shows() -> None:
         "weight_bits": 8,
     }
     assert shown["this_machine"] is False
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x\\ntouch PWNED", "../x"])
+def test_a_name_that_could_be_a_path_or_a_script(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(MINIMAL.replace('"board"', f'"{name}"'))
+    with pytest.raises(ConfigError, match="a name starts with a letter or digit"):
+        Target.read(path)

@@ -8,13 +8,14 @@ in `created` and in measured times alone.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gnet_opt.errors import ConfigError, IntegrityError
-from gnet_opt.files import dump_json, sha256_file, write_text
+from gnet_opt.files import dump_json, is_file, sha256_file, write_text
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.runtime import Artifact, Deferred
 
@@ -98,11 +99,16 @@ class Bundle:
                 continue
             if key not in table:
                 raise IntegrityError(f"{path}: {dotted} is missing. Build the bundle again.")
-            if not isinstance(table[key], kind):
+            value = table[key]
+            # In Python True is a number, too.
+            wrong = isinstance(value, bool) or not isinstance(value, kind)
+            if wrong or (isinstance(value, float) and not math.isfinite(value)):
                 raise IntegrityError(f"{path}: {dotted} is of the wrong type.")
         bundle = cls(root=root, manifest=manifest)
         for index, entry in enumerate(manifest["artifacts"]):
             bundle._check_entry(index, entry)
+        for needed in ("onnx", "golden"):
+            bundle.path(needed)
         return bundle
 
     @classmethod
@@ -144,7 +150,7 @@ class Bundle:
         for entry in self.manifest["artifacts"]:
             path = self.root / entry["path"]
             listed.add(entry["path"])
-            if not path.is_file():
+            if not is_file(path):
                 raise IntegrityError(
                     f"{path} is missing from the bundle. Copy the bundle again, or build it again."
                 )
@@ -156,7 +162,7 @@ class Bundle:
         engine = str(self.deferred["expected"]) if self.deferred else None
         for path in self.root.rglob("*"):
             relative = path.relative_to(self.root).as_posix()
-            built_here = bool(engine) and relative.startswith(str(engine))
+            built_here = engine is not None and f"{relative}.".startswith(f"{engine}.")
             if path.is_file() and relative not in listed and not built_here:
                 raise IntegrityError(
                     f"{path} does not belong to the bundle: the manifest does not list it. "
@@ -178,11 +184,6 @@ class Bundle:
             raise IntegrityError(f"{self.root / MANIFEST}: {error}") from error
 
     @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return int(self.manifest["model"]["classes"])
-
-    @property
     def deferred(self) -> Mapping[str, Any] | None:
         """What has to be done on the device, or None when the bundle is complete."""
         deferred: Mapping[str, Any] | None = self.manifest.get("deferred")
@@ -200,11 +201,6 @@ class Bundle:
         raise IntegrityError(
             f"{self.root / MANIFEST}: no artifact of the kind {kind!r}. Build the bundle again."
         )
-
-    @property
-    def bytes(self) -> int:
-        """Size of the whole bundle without its manifest."""
-        return sum(int(entry["bytes"]) for entry in self.manifest["artifacts"])
 
     def _check_entry(self, index: int, entry: Any) -> None:
         where = f"{self.root / MANIFEST}: artifacts[{index}]"

@@ -15,6 +15,14 @@ from typing import Any
 from gnet_opt.errors import ConfigError
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; False, too, for a name that is too long for the file system."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -70,9 +78,16 @@ def check_writable(path: Path, *, force: bool, folder: bool = False) -> None:
     Raises:
         ConfigError: `path` exists and `force` is not set, or it cannot be there.
     """
-    above = next(parent for parent in path.absolute().parents if parent.exists())
+    full = path.absolute()
+    above = next((parent for parent in full.parents if parent.exists()), full)
+    if full == above or full == Path.cwd():
+        raise ConfigError(f"{path} cannot be replaced. Choose another --output.")
     if not above.is_dir():
         raise ConfigError(f"{above} is no folder, so {path} cannot be. Choose another --output.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{above} is not writable. Choose another --output.")
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path} is a link to nothing. Remove it, or choose another --output.")
     if path.exists() and not force:
         raise ConfigError(
             f"{path} exists already. Pass --force to replace it, or another --output."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from gnet_opt.errors import CalibrationError
-from gnet_opt.files import sha256_file, sha256_text
+from gnet_opt.files import is_file, sha256_file, sha256_text
+from gnet_opt.preprocess import open_picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
@@ -41,16 +43,17 @@ class ImageSet:
 
         Three layouts are known: `labels.csv` with the columns `file,label` beside the pictures
         (a label is a class index, or a class name where `classes` or `classes.txt` lists the
-        names); ImageFolder, one folder a class, indexed in name order, or in the order of
-        `classes` where those are the folder names; and a plain folder of pictures without labels.
+        names); ImageFolder, one folder a class; and a plain folder of pictures without labels.
+        Where the set's own names (its folders, or `classes.txt`) are the model's, they get the
+        model's indices; where they have nothing in common, they are numbered in their own order.
 
         Args:
             folder: The folder.
             classes: The model's class names by index, where they are known.
 
         Raises:
-            CalibrationError: The folder does not exist, holds no picture, or its labels are
-                unreadable.
+            CalibrationError: The folder does not exist, holds no picture, its labels are
+                unreadable, or some of its class names are the model's and others are not.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -58,23 +61,20 @@ class ImageSet:
                 f"{folder} is not a folder. Pass a folder of pictures (ImageFolder layout, "
                 "labels.csv, or plain)."
             )
-        names = tuple(classes)
-        listed = folder / "classes.txt"
-        if listed.is_file():
-            names = tuple(line.strip() for line in _read_text(listed).splitlines() if line.strip())
+        known = tuple(classes)
         if (folder / "labels.csv").is_file():
-            return _open_csv(folder, names)
+            return _open_csv(folder, known)
         # An empty class folder keeps its index; a hidden folder, of thumbnails say, is no class.
         subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         if any(_pictures(subfolder) for subfolder in subfolders):
-            return _open_image_folder(folder, subfolders, names)
+            return _open_image_folder(folder, subfolders, known)
         files = _pictures(folder)
         if not files:
             raise CalibrationError(
                 f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}). "
                 "Pass a folder of pictures."
             )
-        return cls(name=folder.name, files=files)
+        return cls(name=_name(folder), files=files)
 
     def sample(self, count: int | None, seed: int) -> ImageSet:
         """A random subset of `count` pictures in the set's order, the same for the same seed."""
@@ -91,7 +91,12 @@ class ImageSet:
     @cached_property
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each file's bytes, in the order of `files`."""
-        return tuple(sha256_file(path) for path in self.files)
+        try:
+            return tuple(sha256_file(path) for path in self.files)
+        except OSError as error:
+            raise CalibrationError(
+                f"{error.filename} cannot be read ({error.strerror}). Remove or replace the file."
+            ) from error
 
     @cached_property
     def digest(self) -> str:
@@ -99,6 +104,25 @@ class ImageSet:
         labels = self.labels if self.labels is not None else ("",) * len(self)
         return sha256_text(
             "\n".join(f"{h} {label}" for h, label in zip(self.hashes, labels, strict=True))
+        )
+
+    def check_readable(self) -> None:
+        """Read the head of every picture, so that a bad file is found before long work.
+
+        Raises:
+            CalibrationError: A file cannot be read as a picture.
+        """
+        for path in self.files:
+            with open_picture(path):
+                pass
+
+    def note_names(self, known: Sequence[str]) -> str:
+        """A sentence when the set's class names are not the model's, so that only order counts."""
+        if not known or not self.classes or tuple(known) == self.classes:
+            return ""
+        return (
+            f"{self.name} names its classes ({self.classes[0]}, ...) unlike the model "
+            f"({known[0]}, ...): they are taken in order."
         )
 
     def check_labels(self, classes: int) -> None:
@@ -169,53 +193,91 @@ def _read_text(path: Path) -> str:
         raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 
 
-def _open_csv(folder: Path, names: tuple[str, ...]) -> ImageSet:
+def _open_csv(folder: Path, known: tuple[str, ...]) -> ImageSet:
     table = folder / "labels.csv"
-    files: list[Path] = []
-    labels: list[int] = []
+    own = _listed_classes(folder)
+    indices, names = _number(own, known, folder / "classes.txt") if own else ((), known)
+    labels: dict[Path, int] = {}
+    for line, row in _rows(table):
+        where = f"{table}, line {line}"
+        path = folder / (row["file"] or "").strip()
+        if not is_file(path):
+            raise CalibrationError(f"{where}: {path} does not exist. Correct the column file.")
+        if path in labels:
+            raise CalibrationError(f"{where}: {path} is listed twice. Remove one of the lines.")
+        label = _label((row["label"] or "").strip(), own or known, where)
+        labels[path] = indices[label] if 0 <= label < len(indices) else label
+    if not labels:
+        raise CalibrationError(f"{table} lists no picture. Add rows file,label.")
+    return ImageSet(
+        name=_name(folder), files=tuple(labels), labels=tuple(labels.values()), classes=names
+    )
+
+
+def _listed_classes(folder: Path) -> tuple[str, ...]:
+    """The set's own class names in index order, from `classes.txt`; empty where there is none."""
+    listed = folder / "classes.txt"
+    if not listed.is_file():
+        return ()
+    return tuple(line.strip() for line in _read_text(listed).splitlines() if line.strip())
+
+
+def _rows(table: Path) -> list[tuple[int, dict[str, str | None]]]:
+    """The rows of a labels.csv with their line numbers."""
     reader = csv.DictReader(io.StringIO(_read_text(table), newline=""))
     try:
-        rows = [(reader.line_num, row) for row in reader]
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        rows: list[tuple[int, dict[str, str | None]]] = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise CalibrationError(f"{table}, line {reader.line_num}: {error}.") from error
-    if not {"file", "label"} <= set(reader.fieldnames or ()):
+    if not {"file", "label"} <= set(reader.fieldnames):
         raise CalibrationError(f"{table} needs a header with the columns file and label.")
-    for line, row in rows:
-        path = folder / (row["file"] or "")
-        if not path.is_file():
-            raise CalibrationError(
-                f"{table}, line {line}: {path} does not exist. Correct the column file."
-            )
-        files.append(path)
-        labels.append(_label(row["label"], names, f"{table}, line {line}"))
-    if not files:
-        raise CalibrationError(f"{table} lists no picture. Add rows file,label.")
-    return ImageSet(name=folder.name, files=tuple(files), labels=tuple(labels), classes=names)
+    return rows
 
 
-def _label(text: str | None, names: tuple[str, ...], where: str) -> int:
-    text = (text or "").strip()
+def _label(text: str, names: tuple[str, ...], where: str) -> int:
     if text in names:
         return names.index(text)
-    try:
+    if text.isascii() and text.removeprefix("-").isdigit():
         return int(text)
-    except ValueError:
-        raise CalibrationError(
-            f"{where}: the label {text!r} is neither a class index nor a known class name."
-        ) from None
+    raise CalibrationError(
+        f"{where}: the label {text!r} is neither a class index nor a known class name."
+    )
 
 
-def _open_image_folder(folder: Path, subfolders: list[Path], names: tuple[str, ...]) -> ImageSet:
-    found = [path.name for path in subfolders]
-    if set(found) <= set(names):
-        indices = [names.index(name) for name in found]
+def _open_image_folder(folder: Path, subfolders: list[Path], known: tuple[str, ...]) -> ImageSet:
+    found = tuple(path.name for path in subfolders)
+    own = _listed_classes(folder)
+    if own and set(found) <= set(own):
+        numbers, names = _number(own, known, folder / "classes.txt")
+        indices = tuple(numbers[own.index(name)] for name in found)
     else:
-        indices = list(range(len(found)))
-        names = tuple(found)
+        indices, names = _number(found, known, folder)
     files: list[Path] = []
     labels: list[int] = []
     for index, subfolder in zip(indices, subfolders, strict=True):
         pictures = _pictures(subfolder)
         files.extend(pictures)
         labels.extend([index] * len(pictures))
-    return ImageSet(name=folder.name, files=tuple(files), labels=tuple(labels), classes=names)
+    return ImageSet(name=_name(folder), files=tuple(files), labels=tuple(labels), classes=names)
+
+
+def _number(
+    own: tuple[str, ...], known: tuple[str, ...], where: Path
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The class index of each of a set's own names, and the names by index."""
+    strangers = [name for name in own if name not in known]
+    if len(strangers) == len(own):
+        return tuple(range(len(own))), own
+    if strangers:
+        # Numbering them in their own order would silently exchange classes.
+        raise CalibrationError(
+            f"{where} names {', '.join(strangers[:3])}, which the model does not know, beside "
+            f"classes that it does. The model's classes are {', '.join(known[:10])}."
+        )
+    return tuple(known.index(name) for name in own), known
+
+
+def _name(folder: Path) -> str:
+    """The folder's name, for messages and manifests, whatever bytes it is made of."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")

@@ -16,14 +16,16 @@ from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench import accuracy
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
-from gnet_opt.errors import BackendError, ConfigError, ModelError, require
+from gnet_opt.errors import BackendError, ConfigError, IntegrityError, ModelError, require
 from gnet_opt.golden import Golden, draw_picture
 from gnet_opt.images import ImageSet
+from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
 from gnet_opt.preprocess import IMAGENET, FloatArray, Preprocess
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, Backend, Runner
 from gnet_opt.stages import prepare
+from gnet_opt.target import Match
 
 _BUILD_MODULES = (
     "onnx",
@@ -56,12 +58,14 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
     tolerance = float(bundle.manifest["golden"]["tolerance"]["sqnr_db"])
     inputs = bundle.preprocess.normalize(samples.pixels)
     name, runtime = open_bundle(bundle, threads=threads)
+    foreign = not bundle.deferred and not is_native(bundle)
     with runtime as runner:
         measured = samples.replay(runner, inputs, tolerance, name)
     return {
         "backend": name,
         "deferred": bundle.deferred,
         "files": files,
+        "foreign": foreign,
         "golden_images": len(inputs),
         "pixel_difference": pixels,
         "sqnr_db": measured,
@@ -80,8 +84,26 @@ def open_bundle(
     """
     if reference or bundle.deferred:
         return "reference", open_reference(bundle.model, threads)
-    backend: Backend = backends.get(bundle.manifest["target"]["backend"])
+    try:
+        backend: Backend = backends.get(bundle.manifest["target"]["backend"])
+    except ConfigError as error:
+        raise IntegrityError(f"{bundle.root}: {error}") from error
     return backend.name, backend.open(backend.artifact(bundle.root), threads=threads)
+
+
+def is_native(bundle: Bundle) -> bool:
+    """Whether this machine is the bundle's target, so that its kernels give the target's figures.
+
+    Raises:
+        IntegrityError: The manifest's description of the target is damaged.
+    """
+    table = bundle.manifest["target"].get("match")
+    if table is None:
+        return False
+    try:
+        return Match(**table)(this_machine())
+    except TypeError as error:
+        raise IntegrityError(f"{bundle.root}: target.match is damaged ({error}).") from error
 
 
 def export(
@@ -129,8 +151,14 @@ def evaluate(
             bundle = Bundle.open(Path(spec))
             bundle.check()
             preprocess, labels = bundle.preprocess, tuple(bundle.manifest["labels"])
+            if card is not None:
+                raise ConfigError(f"{spec} is a bundle and has its preprocess: leave out --card.")
             if bundle.deferred and not reference:
                 notes.append("The engine is not built yet: these are reference semantics.")
+            elif not is_native(bundle) and not reference:
+                name = bundle.manifest["target"]["name"]
+                notes.append(f"This machine is not {name}: these are reference semantics.")
+            reference = reference or not is_native(bundle)
             backend, opened = open_bundle(bundle, threads=threads, reference=reference)
         else:
             path, preprocess, labels, assumed = _onnx_of(spec, card, Path(scratch), progress)
@@ -139,12 +167,12 @@ def evaluate(
             artifact = Artifact(backend=backend, path=path, files=(("onnx", path),))
             opened = backends.get(backend).open(artifact, threads=threads)
         images = ImageSet.open(folder, classes=labels)
-        if images.labels is None:
-            images.check_labels(0)
+        if note := images.note_names(labels):
+            notes.append(note)
         with opened as runner:
             logits = accuracy.collect({"model": runner}, images, preprocess, progress)["model"]
     images.check_labels(logits.shape[1])
-    assert images.labels is not None
+    assert images.labels is not None  # check_labels requires them
     scored = accuracy.score(logits, images.labels)
     return {
         "backend": backend,

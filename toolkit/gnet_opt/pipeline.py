@@ -7,6 +7,7 @@ the caller gets a `Result`, and `notes` for what was assumed or left out.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import shutil
 import time
@@ -21,8 +22,8 @@ from gnet_opt import backends, golden
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench import accuracy, latency
 from gnet_opt.bundle import MODEL, Bundle, file_kinds
-from gnet_opt.errors import GateFailedError
-from gnet_opt.files import publish, staging_directory
+from gnet_opt.errors import BackendError, GateFailedError, IntegrityError
+from gnet_opt.files import publish, sha256_file, staging_directory
 from gnet_opt.machine import this_machine
 from gnet_opt.planning import Plan
 from gnet_opt.preprocess import FloatArray, PixelArray
@@ -44,7 +45,7 @@ class Result:
         bundle: The bundle; where the gate failed, the rejected one.
         sizes: Bytes by name: `float` and `quantized` portable models, `compiled` files.
         seconds: How long each stage took, by name.
-        notes: What was assumed, left out or decided, in plain sentences.
+        notes: What was decided while building, in plain sentences; `Plan.notes` has the rest.
         rejected: Why the gate refused it, empty when it passed.
     """
 
@@ -111,11 +112,12 @@ class _Build:
             facts = prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
         wanted = job.options.precision
         if wanted == "auto":
-            wanted = "int8" if "int8" in job.target.precisions else "fp32"
+            wanted = "int8" if "int8" in job.target.precisions else job.target.precisions[0]
         chosen = self._candidate(wanted)
-        notes, decision, rejected = list(job.notes), None, ""
+        notes: list[str] = []
+        decision, rejected = None, ""
         reason = self._refusal(chosen) if chosen.precision == "int8" else ""
-        if reason and job.options.precision == "auto":
+        if reason and job.options.precision == "auto" and "fp32" in job.target.precisions:
             notes.append(f"INT8 does not ship: {reason} The bundle is float.")
             decision = {
                 "reason": reason,
@@ -134,7 +136,7 @@ class _Build:
                 "--method or more calibration pictures."
             )
         manifest = {
-            **self._manifest(chosen, notes),
+            **self._manifest(chosen, [*job.notes, *notes]),
             "decision": decision,
             "facts": {**facts, **chosen.facts},
         }
@@ -209,9 +211,15 @@ class _Build:
         }
         if artifact is not None and job.semantics == "native":
             with self._backend.open(artifact, threads=job.options.threads) as runner:
-                facts["runtime_sqnr_db"] = samples.replay(
-                    runner, inputs, golden.TOLERANCE_DB[precision], artifact.backend
-                )
+                try:
+                    facts["runtime_sqnr_db"] = samples.replay(
+                        runner, inputs, golden.TOLERANCE_DB[precision], artifact.backend
+                    )
+                except IntegrityError as error:
+                    raise BackendError(
+                        f"{job.target.backend} does not compute on this machine what the INT8 "
+                        f"model means, though it is {job.target.name}: {error} Please report it."
+                    ) from error
         return facts
 
     def _accuracy(self, portable: Path, artifact: Artifact | None) -> dict[str, Any] | None:
@@ -312,7 +320,7 @@ class _Build:
             "calibration": {
                 "digest": job.calibration.digest,
                 "images": len(job.calibration),
-                "method": job.options.method,
+                "method": job.options.method if chosen.precision == "int8" else None,
                 "seed": job.options.seed,
                 "set": job.calibration.name,
             },
@@ -343,7 +351,12 @@ class _Build:
             "precision": chosen.precision,
             "preprocess": job.model.preprocess.to_dict(),
             "scheme": job.target.scheme.to_dict() if chosen.precision == "int8" else None,
-            "target": {"backend": job.target.backend, "name": job.target.name},
+            "target": {
+                "backend": job.target.backend,
+                "match": job.target.match and dataclasses.asdict(job.target.match),
+                "name": job.target.name,
+                "sha256": sha256_file(job.target.file),
+            },
             "tools": tools(),
         }
 

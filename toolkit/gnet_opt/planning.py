@@ -64,6 +64,10 @@ class Options:
             raise ConfigError(f"--max-drop is {self.max_drop}; it must be at least 0.")
         if self.samples < 1:
             raise ConfigError(f"--samples is {self.samples}; it must be at least 1.")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is {self.threads}; it must be at least 1.")
+        if self.batch not in (1, "dynamic"):
+            raise ConfigError(f"--batch is {self.batch}; it must be 1 or dynamic.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +136,13 @@ def plan(
     """
     options = options or Options()
     options.check(target)
-    check_writable(output, force=options.force, folder=True)
-    _check_replaceable(output)
+    _check_replaceable(output, options.force)
     probe = backends.get(target.backend).probe()
     if target.compile == "host" and not probe.available:
         raise MissingDependencyError(probe.detail)
     notes = list(model.assumptions)
     chosen = calibration.sample(options.samples, options.seed)
+    chosen.check_readable()
     if len(chosen) < _FEW_IMAGES:
         notes.append(
             f"Only {len(chosen)} calibration pictures: ranges may be too narrow. "
@@ -158,6 +162,7 @@ def plan(
         )
     else:
         check_disjoint(chosen, evaluation)
+        evaluation.check_readable()
         if evaluation.labels is None:
             notes.append(
                 "The evaluation pictures have no labels: agreement with the float model is "
@@ -165,11 +170,8 @@ def plan(
             )
         else:
             evaluation.check_labels(model.classes)
-            if model.labels and evaluation.classes not in ((), model.labels):
-                notes.append(
-                    f"{evaluation.name} names its classes ({evaluation.classes[0]}, ...) unlike "
-                    f"the model ({model.labels[0]}, ...): they are taken in name order."
-                )
+            if note := evaluation.note_names(model.labels):
+                notes.append(note)
     native = target.is_this_machine()
     if not native:
         notes.append(
@@ -203,11 +205,11 @@ def _left_over(calibration: ImageSet, chosen: ImageSet, classes: int) -> ImageSe
     return rest
 
 
-def _check_replaceable(output: Path) -> None:
+def _check_replaceable(output: Path, force: bool) -> None:
     """A bundle, or one that the gate refused, replaces bundles, not somebody's folder."""
-    if output.resolve() == Path.cwd():
-        raise ConfigError("The current folder cannot be the bundle. Choose another --output.")
+    check_writable(output, force=force, folder=True)
     for path in (output, output.with_name(f"{output.name}.rejected")):
+        check_writable(path, force=force, folder=True)
         if path.exists() and not _is_bundle(path):
             raise ConfigError(
                 f"{path} is not a bundle, so it is not replaced. Choose another --output."

@@ -6,8 +6,9 @@ it is written into every bundle.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,13 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+
+
+_LARGEST = 8192
+"""Largest side to resize to, in pixels; more is a mistake or an attack on memory."""
+
+_MOST_OBLONG = 100
+"""Largest ratio of sides; beyond it resizing the shorter side makes a picture of gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +60,10 @@ class Preprocess:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        if self.crop < 1 or self.resize < self.crop:
+        if not 1 <= self.crop <= self.resize <= _LARGEST:
             raise ConfigError(
                 f"preprocess.resize ({self.resize}) must be at least preprocess.crop "
-                f"({self.crop}), and both positive."
+                f"({self.crop}), and both between 1 and {_LARGEST}."
             )
         if self.interpolation not in tuple(_INTERPOLATIONS):
             known = ", ".join(_INTERPOLATIONS)
@@ -70,6 +78,11 @@ class Preprocess:
                 raise ConfigError(f"preprocess.{name} must be three finite numbers, one a channel.")
         if min(self.std) <= 0:
             raise ConfigError("preprocess.std must be three positive numbers.")
+        if max(self.std) < 1 and max(self.mean) <= 1:
+            raise ConfigError(
+                "preprocess.mean and preprocess.std look like values on the 0..1 scale; they are "
+                "on the 0..255 scale here. Multiply both by 255."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -87,15 +100,15 @@ class Preprocess:
                 f"preprocess.{unknown[0]} is not known; the keys are {', '.join(sorted(known))}."
             )
         arguments = dict(values)
-        try:
-            for name in ("mean", "std"):
-                if name in arguments:
-                    arguments[name] = tuple(float(value) for value in arguments[name])
-            for name in ("resize", "crop"):
-                if name in arguments:
-                    arguments[name] = int(arguments[name])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"preprocess.{name} cannot be read: {error}.") from error
+        for name in ("mean", "std"):
+            if name in arguments:
+                numbers = arguments[name]
+                if not isinstance(numbers, list) or not all(_is_number(n) for n in numbers):
+                    raise ConfigError(f"preprocess.{name} is {numbers!r}; it must be a list.")
+                arguments[name] = tuple(float(number) for number in numbers)
+        for name in ("resize", "crop"):
+            if name in arguments and type(arguments[name]) is not int:
+                raise ConfigError(f"preprocess.{name} is {arguments[name]!r}, not an integer.")
         return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,8 +122,13 @@ class Preprocess:
         Returns:
             uint8 pixels of shape (crop, crop, 3), RGB whatever `channels` is.
         """
+        if image.mode.startswith("I") or image.mode == "F":
+            # Pillow would clip their values to 255 and give a white picture.
+            raise ValueError(f"{image.mode} pixels have more than 8 bits; convert it to 8 bits")
         image = image.convert("RGB")
         width, height = image.size
+        if max(width, height) > _MOST_OBLONG * min(width, height):
+            raise ValueError(f"{width} x {height} pixels are no picture")
         if width <= height:
             size = (self.resize, int(self.resize * height / width))
         else:
@@ -156,15 +174,30 @@ class Preprocess:
         Raises:
             CalibrationError: The file cannot be read as a picture.
         """
-        try:
-            with Image.open(path) as image:
-                return self.pixels(image)
-        # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
-        # SyntaxError, struct.error, a decompression bomb and more.
-        except Exception as error:
-            raise CalibrationError(
-                f"{path} cannot be read as a picture ({error}). Remove or replace the file."
-            ) from error
+        with open_picture(path) as image:
+            return self.pixels(image)
+
+
+@contextlib.contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture file; its pixels are read when they are used inside the block.
+
+    Raises:
+        CalibrationError: The file cannot be read as a picture, here or inside the block.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
+    # SyntaxError, struct.error, a decompression bomb and more.
+    except Exception as error:
+        raise CalibrationError(
+            f"{path} cannot be read as a picture ({error}). Remove or replace the file."
+        ) from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 IMAGENET = Preprocess()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +126,14 @@ class Backend(Protocol):
         ...
 
 
-def run_all(
-    runner: Runner,
-    inputs: Iterable[FloatArray],
-    progress: Callable[[Iterable[FloatArray]], Iterator[FloatArray]] = iter,
-) -> FloatArray:
+def run_all(runner: Runner, inputs: Iterable[FloatArray]) -> FloatArray:
     """Run single pictures one after the other.
 
     Args:
         runner: The model.
         inputs: float32 arrays of shape (3, height, width).
-        progress: Shows how far it is.
 
     Returns:
         float32 of shape (number of inputs, classes).
     """
-    return np.concatenate([runner.run(image[None]) for image in progress(inputs)])
+    return np.concatenate([runner.run(image[None]) for image in inputs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,6 +153,8 @@ class Target:
         values["evidence"] = tuple(
             _build(Evidence, entry, f"evidence[{i}]", path) for i, entry in enumerate(evidence)
         )
+        if "file" in table:
+            raise ConfigError(f"{path}: file is not known.")
         values["file"] = path
         target = _build(cls, values, "", path)
         _check(target)
@@ -268,6 +271,15 @@ def _check(target: Target) -> None:
         if value not in choices:
             listed = ", ".join(str(choice) for choice in choices)
             raise ConfigError(f"{target.file}: {where} is {value!r}; it must be one of {listed}.")
+    for where, name in (("name", target.name), *(("aliases", a) for a in target.aliases)):
+        # Names become parts of file names and stand in the build script.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+            raise ConfigError(
+                f"{target.file}: {where} is {name!r}; a name starts with a letter or digit and "
+                "has only letters, digits and _ . + - in it."
+            )
+    if len(set(target.precisions)) != len(target.precisions):
+        raise ConfigError(f"{target.file}: precisions names one twice.")
     if not target.precisions:
         raise ConfigError(f"{target.file}: precisions is empty; name at least fp32.")
     if target.scheme.activations == "u8" and target.scheme.symmetric:

@@ -225,7 +225,7 @@ def test_collect_runs_every_model_on_every_picture_in_order(images: ImageSet) ->
 
     one, two = Mean(), Mean(2.0)
     found = collect({"float": one, "int8": two}, images, PREPROCESS, progress)
-    assert seen == [("evaluate", 37)]
+    assert seen == [("Evaluating", 37)]
     assert one.shapes == two.shapes == {(1, 3, 8, 8)}
     expected = np.array([[i, 2 * i, 3] for i in range(37)], np.float32)
     np.testing.assert_allclose(found["float"], expected, rtol=1e-6)

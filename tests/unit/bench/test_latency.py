@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 
 from gnet_opt.bench import latency
-from gnet_opt.bench.latency import Latency, LatencyReport, Plan, Subject, measure
+from gnet_opt.bench.latency import Latency, LatencyReport, Schedule, Subject, measure
 from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
 from gnet_opt.files import dump_json
 from gnet_opt.runtime import Artifact
 
 PICTURE = np.zeros((1, 3, 8, 8), np.float32)
-QUICK = Plan(rounds=3, seconds=0.02, count=4, warm_up=0.1, timeout=20)
+QUICK = Schedule(rounds=3, seconds=0.02, count=4, warm_up=0.1, timeout=20)
 
 FAKE = """
 import contextlib, os, sys, time
@@ -87,8 +87,8 @@ def test_measures_side_by_side(folder: Path) -> None:
         yield from items
 
     subjects = [subject(folder, "slow"), subject(folder, "fast")]
-    report = measure(subjects, PICTURE, threads=1, plan=QUICK, progress=progress)
-    assert rounds == [("latency", 3)]
+    report = measure(subjects, PICTURE, threads=1, schedule=QUICK, progress=progress)
+    assert rounds == [("Timing", 3)]
     slow, fast = report.results
     assert (slow.name, fast.name) == ("slow", "fast")
     assert all(len(result.samples_ns) == 3 for result in report.results)
@@ -119,16 +119,16 @@ def test_measures_side_by_side(folder: Path) -> None:
     ],
 )
 def test_a_worker_that_fails_is_a_backend_error(folder: Path, kind: str, text: str) -> None:
-    plan = Plan(rounds=1, seconds=0, count=1, warm_up=0, timeout=4)
+    schedule = Schedule(rounds=1, seconds=0, count=1, warm_up=0, timeout=4)
     with pytest.raises(BackendError, match=text):
-        measure([subject(folder, "fast"), subject(folder, kind)], PICTURE, plan=plan)
+        measure([subject(folder, "fast"), subject(folder, kind)], PICTURE, schedule=schedule)
     assert not is_running(folder, "fast")
     assert not is_running(folder, kind)
 
 
 def test_an_error_of_ours_keeps_its_class(folder: Path) -> None:
     with pytest.raises(MissingDependencyError, match=r"^Measuring missing: no runtime here$"):
-        measure([subject(folder, "missing")], PICTURE, plan=QUICK)
+        measure([subject(folder, "missing")], PICTURE, schedule=QUICK)
 
 
 def test_an_interrupt_ends_the_workers(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_the_workers(folder: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure([subject(folder, "fast")], PICTURE, plan=QUICK, progress=interrupted)
+        measure([subject(folder, "fast")], PICTURE, schedule=QUICK, progress=interrupted)
     assert not is_running(folder, "fast")
 
 
@@ -157,7 +157,7 @@ def test_workers_do_not_compute_between_rounds(folder: Path) -> None:
             time.sleep(0.3)
             used.append(ticks() - before)
 
-    measure([subject(folder, "fast")], PICTURE, plan=QUICK, progress=pausing)
+    measure([subject(folder, "fast")], PICTURE, schedule=QUICK, progress=pausing)
     assert max(used) <= 1 and len(used) == 3
 
 
@@ -169,7 +169,7 @@ def test_the_current_folder_does_not_decide_what_is_imported(
     hostile = tmp_path_factory.mktemp("hostile")
     (hostile / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
     monkeypatch.chdir(hostile)
-    measure([subject(folder, "fast")], PICTURE, plan=QUICK)
+    measure([subject(folder, "fast")], PICTURE, schedule=QUICK)
 
 
 def test_the_worker_starts_light() -> None:
@@ -188,7 +188,7 @@ def test_subjects_and_plans_that_make_no_sense(folder: Path) -> None:
         measure([], PICTURE)
     for wrong in ({"rounds": 0}, {"count": 0}, {"seconds": -1.0}, {"warm_up": -1.0}):
         with pytest.raises(ConfigError, match="at least one round"):
-            Plan(**wrong)  # type: ignore[arg-type]
+            Schedule(**wrong)  # type: ignore[arg-type]
 
 
 def result(name: str, *rounds: list[int]) -> Latency:

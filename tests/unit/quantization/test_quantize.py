@@ -189,3 +189,18 @@ def test_a_dead_tensor_is_quantized_all_the_same(tmp_path: Path) -> None:
     images = pictures(2, 16)
     quantize(path, tmp_path / "int8.onnx", images, S8, threads=1)
     assert np.allclose(run(tmp_path / "int8.onnx", images), run(path, images), atol=1e-5)
+
+
+def test_a_concat_with_a_constant_ends_the_sharing(tmp_path: Path) -> None:
+    graph = Graph(size=16)
+    data = graph.block("input", 4, "stem")
+    extra = graph.constant("extra", np.ones((1, 2, 16, 16), np.float32))
+    graph.add("Concat", [data, extra], "cat", axis=1)
+    graph.channels["cat_out"] = 6
+    graph.conv("cat_out", 4, "after")
+    path = graph.save(tmp_path / "f.onnx", "after_out")
+    images = [np.random.default_rng(i).normal(size=(3, 16, 16)).astype(np.float32) for i in (0, 1)]
+    facts = quantize(path, tmp_path / "q.onnx", images, U8)
+    assert facts["quantize"]["conv"] == 2
+    assert facts["quantize"]["macs_int8_share"] == 1.0
+    assert facts["quantize"]["shared_scales"] == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gnet_opt.quantization import METHODS as NAMES
-from gnet_opt.quantization.ranges import METHODS, Affine, Range, affine, mse, percentile
+from gnet_opt.quantization.ranges import METHODS, Affine, Range, affine, entropy, mse, percentile
 from gnet_opt.quantization.statistics import Histogram
 from gnet_opt.target import Scheme
 
@@ -190,9 +190,10 @@ def test_percentile_never_leaves_what_was_seen() -> None:
     assert (chosen.low, chosen.high) == (-1.0, 5.0)
 
 
-def test_what_a_manifest_records() -> None:
-    assert affine(Range(low=-1, high=1), S8).to_dict() == {
-        "dtype": "int8",
-        "scale": float(np.float32(1 / 127)),
-        "zero_point": 0,
-    }
+@pytest.mark.parametrize("scheme", [U8, S8])
+def test_entropy_keeps_the_side_that_has_the_values(scheme: Scheme) -> None:
+    values = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    values[0] = -40.0
+    chosen = entropy(histogram(values), scheme)
+    assert chosen.high > 3.0
+    assert -40.0 < chosen.low < -3.0

@@ -119,7 +119,7 @@ def collect(
     if not len(images):
         raise CalibrationError(f"The image set {images.name} is empty. Pass a set with pictures.")
     rows: dict[str, list[FloatArray]] = {name: [] for name in runners}
-    files = iter(progress(images.files, "evaluate", len(images)))
+    files = iter(progress(images.files, "Evaluating", len(images)))
     while paths := list(islice(files, _CHUNK)):
         inputs = [preprocess.load(path)[None] for path in paths]
         for name, runner in runners.items():

@@ -49,7 +49,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Schedule:
     """How long and how often to measure.
 
     Attributes:
@@ -203,7 +203,7 @@ def measure(
     batch: FloatArray,
     *,
     threads: int | None = None,
-    plan: Plan | None = None,
+    schedule: Schedule | None = None,
     progress: Progress = silent,
 ) -> LatencyReport:
     """Time subjects side by side; workers are ended whatever happens.
@@ -212,14 +212,14 @@ def measure(
         subjects: What to time, with different names; ratios are against the first.
         batch: A real picture, preprocessed: float32 of shape (1, 3, height, width).
         threads: CPU threads of each, or None for the runtime's own choice.
-        plan: How long and how often, None for about four seconds for two subjects.
+        schedule: How long and how often, None for about four seconds for two subjects.
         progress: Shows the rounds.
 
     Raises:
         MissingDependencyError: A worker misses its runtime.
         BackendError: A worker cannot load or run its subject, died or gave no answer in time.
     """
-    plan = plan or Plan()
+    schedule = schedule or Schedule()
     if len({subject.name for subject in subjects}) != len(subjects) or not subjects:
         raise ValueError("subjects need different names, and there must be one")
     with (
@@ -235,16 +235,16 @@ def measure(
         ]
         loads, warms = [], []
         for subject, worker in zip(subjects, workers, strict=True):
-            loads.append(worker.ask(_load_request(subject, picture, threads), plan.timeout))
-            warm = {"do": "warm", "seconds": plan.warm_up}
-            warms.append(worker.ask(warm, plan.warm_up + plan.timeout))
+            loads.append(worker.ask(_load_request(subject, picture, threads), schedule.timeout))
+            warm = {"do": "warm", "seconds": schedule.warm_up}
+            warms.append(worker.ask(warm, schedule.warm_up + schedule.timeout))
         samples: list[list[tuple[int, ...]]] = [[] for _ in subjects]
         peaks: list[int | None] = [None for _ in subjects]
-        request = {"count": plan.count, "do": "measure", "seconds": plan.seconds}
+        request = {"count": schedule.count, "do": "measure", "seconds": schedule.seconds}
         order = list(range(len(subjects)))
-        for _ in progress(range(plan.rounds), "latency", plan.rounds):
+        for _ in progress(range(schedule.rounds), "Timing", schedule.rounds):
             for index in order:
-                answer = workers[index].ask(request, plan.seconds + plan.timeout)
+                answer = workers[index].ask(request, schedule.seconds + schedule.timeout)
                 samples[index].append(tuple(answer["samples_ns"]))
                 peaks[index] = answer["peak_rss_bytes"]
             # Who went first goes last, so that a drift within rounds favours nobody.

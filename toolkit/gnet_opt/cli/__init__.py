@@ -6,6 +6,7 @@ Only what `--help` needs is imported here; each command imports its own work whe
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from typing import Any, NoReturn
@@ -26,9 +27,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; the one place where errors become messages and exit codes."""
-    # So that a bundle in the making is removed when a service manager stops the command, too.
-    signal.signal(signal.SIGTERM, _interrupt)
-    verbose = "-v" in arguments or "--verbose" in arguments
+    # So that a bundle in the making is removed, too, when a service manager stops the command or
+    # its terminal goes away.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    verbose = any(re.fullmatch(r"-[a-z]*v[a-z]*|--verbose", word) for word in arguments)
     try:
         commands.gnet_opt.main(arguments, prog_name="gnet-opt", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -132,7 +133,7 @@ def quantize(
     job = planning.plan(
         loaded,
         device,
-        out or Path(f"{loaded.name}-{device.name}"),
+        out or Path(f"{_slug(loaded.name)}-{device.name}"),
         calibration=_calibration(model, calibration, loaded),
         evaluation=_evaluation(model, calibration, evaluation, loaded),
         options=planning.Options(batch=_batch_value(batch), **choices),
@@ -148,7 +149,7 @@ def quantize(
         return
     result = pipeline.build(job, output.progress)
     manifest = result.bundle.manifest
-    for note in result.notes[len(job.notes) :]:
+    for note in result.notes:
         output.note(note)
     shown: list[Any] = [
         render.comparison(manifest, result.sizes),
@@ -159,10 +160,7 @@ def quantize(
         shown.insert(0, render.facts(manifest["facts"]))
         shown.append(render.durations(result.seconds))
     if manifest["deferred"]:
-        shown.append(
-            f"The engine is built on the device: {manifest['deferred']['reason']} "
-            f"Run there: {manifest['deferred']['command']}"
-        )
+        shown.append(f"{manifest['deferred']['reason']} {render.next_step(manifest)}")
     value = {
         "bundle": str(result.bundle.root),
         "manifest": dict(manifest),
@@ -217,8 +215,10 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
     """Prove that BUNDLE is whole and computes on this machine what it must."""
     from gnet_opt import operations
     from gnet_opt.bundle import Bundle
+    from gnet_opt.cli import render
 
-    checked = operations.verify(Bundle.open(bundle), threads=threads)
+    opened = Bundle.open(bundle)
+    checked = operations.verify(opened, threads=threads)
     sqnr = "identical" if checked["sqnr_db"] is None else f"{checked['sqnr_db']:.1f} dB"
     lines = [
         f"{checked['files']} files have their SHA-256.",
@@ -227,10 +227,13 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
         f"{checked['golden_images']} golden outputs by {checked['backend']}: {sqnr} "
         f"(at least {checked['tolerance_db']:.0f} dB).",
     ]
+    if checked["foreign"]:
+        target_name = opened.manifest["target"]["name"]
+        lines.append(f"This machine is not {target_name}: these are its own kernels.")
     if checked["deferred"]:
         lines.append(
             "The engine is not built yet, so the portable model was run by reference semantics. "
-            f"On the device: {checked['deferred']['command']}"
+            f"{render.next_step(opened.manifest)}"
         )
     output.result({"bundle": str(bundle), **checked}, "\n".join(lines), f"{bundle} is good.")
 
@@ -522,6 +525,11 @@ def _evaluation(
 
 def _batch_value(text: str) -> Any:
     return 1 if text == "1" else text
+
+
+def _slug(name: str) -> str:
+    """A model's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "model"
 
 
 def _short(value: Any) -> str:

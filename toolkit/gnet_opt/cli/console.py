@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FILE_WIDTH = 160
+"""Width of tables that go to a file or a pipe, in characters."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -42,7 +45,9 @@ class Output:
             return
         console = _console(stderr=False)
         for renderable in renderables:
-            console.print(renderable, markup=False, highlight=False)
+            # Sentences are not broken: a path or a command in them is there to be copied.
+            whole = isinstance(renderable, str)
+            console.print(renderable, markup=False, highlight=False, soft_wrap=whole)
 
     def progress(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """The `Progress` of the command line: a bar on stderr, with the time left."""
@@ -71,4 +76,7 @@ class Output:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=stderr)
+    console = Console(stderr=stderr, soft_wrap=stderr)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console

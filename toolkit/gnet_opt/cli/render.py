@@ -48,6 +48,8 @@ def comparison(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Table:
         before, after = latency["results"]["float"], latency["results"]["quantized"]
         ratio = latency["speedup"]["quantized"]
         change = f"{ratio['median']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        if ratio["low"] <= 1.0 <= ratio["high"]:
+            change += ", not distinguishable"
         rows.append(
             ("latency p50, ms", f"{before['p50_ms']:.2f}", f"{after['p50_ms']:.2f}", change)
         )
@@ -81,14 +83,24 @@ def conditions(manifest: Mapping[str, Any]) -> str:
         )
     if latency:
         result = latency["results"]["quantized"]
+        spread = max(one["spread"] for one in latency["results"].values())
         parts.append(
             f"Latency: {manifest['target']['backend']}, batch 1, {latency['threads']} threads, "
             f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in its own "
-            f"process, spread of rounds {100 * result['spread']:.0f} %."
+            f"process, spread of rounds {100 * spread:.0f} %."
         )
-        if result["spread"] > 0.1:
+        if spread > 0.1:
             parts.append("The machine was busy: rounds differ by more than 10 %.")
     return " ".join(parts)
+
+
+def next_step(manifest: Mapping[str, Any]) -> str:
+    """What finishes a deferred build on the device."""
+    scripts = [entry["path"] for entry in manifest["artifacts"] if entry["kind"] == "script"]
+    command = manifest["deferred"]["command"]
+    if not scripts:
+        return f"Run there, in the bundle: {command}"
+    return f"Run ./{scripts[0]} there, in the bundle; its command is\n  {command}"
 
 
 def megabytes(size: int) -> str:

@@ -66,7 +66,7 @@ def place(
         regions: What `find_regions` found in it.
         parameters: Scale and zero point of each region, by its name.
         weights: By the name of the float weight's initializer.
-        biases: Replacements of bias initializers, by name.
+        biases: Replacements of biases, by the name of the node that has one.
     """
     graph = model.graph
     quantized = {tensor: region for region in regions for tensor in region.tensors}
@@ -146,9 +146,7 @@ def _replace_bias(
     if name not in biases:
         return
     bias = _constant(graph, f"{name}/bias", biases[name])
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
+    old = node.inputs[2]
     node.replace_input_with(2, bias)
     if old is not None and not old.uses():
         graph.initializers.pop(str(old.name), None)

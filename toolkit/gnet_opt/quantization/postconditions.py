@@ -25,7 +25,8 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
     """Read an INT8 file anew and check the form that every backend here fuses.
 
     1. Each Conv and Gemm reads both its data and its weight from a DequantizeLinear; the data one
-       undoes a QuantizeLinear with the same parameters.
+       undoes a QuantizeLinear with the same parameters. One whose weight is computed while it
+       runs stays float, and counts as that in the share of multiply-accumulates.
     2. Scales are positive and finite; zero points and types are those of the scheme; weights are
        int8 initializers within the scheme's bits; biases are float.
     3. The quantized inputs of a Concat share one scale and zero point, and a MaxPool or Concat
@@ -48,7 +49,7 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is no valid ONNX model: {error}") from error
     graph = load_graph(path).graph
-    nodes = [node for node in graph if node.op_type in ("Conv", "Gemm")]
+    nodes = [node for node in graph if _is_compute(node)]
     for node in nodes:
         _require(is_dequantized(node.inputs[0]), node, "its data is not dequantized", path)
         _require(is_dequantized(node.inputs[1]), node, "its weight is not dequantized", path)
@@ -68,6 +69,13 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
         "quantize_linear": sum(node.op_type == "QuantizeLinear" for node in graph),
         "shared_scales": shared,
     }
+
+
+def _is_compute(node: ir.Node) -> bool:
+    """Whether a node is a Conv or Gemm with a weight that is known before it runs."""
+    if node.op_type not in ("Conv", "Gemm"):
+        return False
+    return constant(node.inputs[1]) is not None or is_dequantized(node.inputs[1])
 
 
 def _check_activation(node: ir.Node, scheme: Scheme, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +30,6 @@ class Affine:
     scale: np.float32
     zero_point: int
     dtype: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The parameters as they stand in the facts of a manifest."""
-        return {"dtype": self.dtype, "scale": float(self.scale), "zero_point": self.zero_point}
 
 
 def minmax(histogram: Histogram, scheme: Scheme) -> Range:
@@ -74,9 +69,10 @@ def entropy(histogram: Histogram, scheme: Scheme) -> Range:
     levels = 127 if scheme.symmetric or histogram.minimum < 0.0 else 255
     candidates = [*range(levels, used, max(1, levels // 16)), used]
     threshold = min(candidates, key=lambda bins: _divergence(counts[:used], bins, levels))
-    largest = max(histogram.maximum, -histogram.minimum)
-    fraction = min(1.0, threshold * histogram.width / largest)
-    return _range(histogram, fraction, scheme)
+    bound = threshold * histogram.width
+    return Range(
+        low=max(min(0.0, histogram.minimum), -bound), high=min(max(0.0, histogram.maximum), bound)
+    )
 
 
 METHODS: dict[str, Callable[[Histogram, Scheme], Range]] = {

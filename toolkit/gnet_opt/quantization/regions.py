@@ -35,13 +35,11 @@ class Region:
         tensors: Every tensor of the region, in graph order.
         sources: Those whose values decide the range: the tensors that no MaxPool or Concat of
             the region wrote.
-        nonnegative: Whether a ReLU wrote every source, so that no value is below zero.
     """
 
     name: str
     tensors: tuple[str, ...]
     sources: tuple[str, ...]
-    nonnegative: bool
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -51,7 +49,7 @@ def load_graph(path: Path) -> ir.Model:
         ModelError: The file is no valid ONNX file.
     """
     try:
-        model = ir.load(path)
+        model = ir.load(path, format="protobuf")  # whatever the suffix says
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as ONNX ({error}). Export it again.") from error
     except Exception as error:
@@ -77,8 +75,13 @@ def compute_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def passes_through(node: ir.Node | None) -> bool:
-    """Whether a node only moves values: its output can share the range of its inputs."""
-    return node is not None and node.op_type in _PASS_THROUGH and len(node.outputs) == 1
+    """Whether a node only moves computed values: its output can share the range of its inputs."""
+    return (
+        node is not None
+        and node.op_type in _PASS_THROUGH
+        and len(node.outputs) == 1
+        and all(value is not None and value.const_value is None for value in node.inputs)
+    )
 
 
 def sums(node: ir.Node) -> bool:
@@ -135,12 +138,10 @@ def _data_input(node: ir.Node) -> ir.Value:
 
 def _region(values: list[ir.Value]) -> Region:
     sources = [value for value in values if not passes_through(value.producer())]
-    producers = [value.producer() for value in sources]
     return Region(
         name=str(values[0].name),
         tensors=tuple(str(value.name) for value in values),
         sources=tuple(str(value.name) for value in sources),
-        nonnegative=all(node is not None and node.op_type == "Relu" for node in producers),
     )
 
 

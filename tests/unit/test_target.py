@@ -319,6 +319,7 @@ def test_what_json_shows() -> None:
         "activations": "s8",
         "bias": "float",
         "per_channel": True,
+        "signed": "same",
         "symmetric": True,
         "weight_bits": 8,
     }

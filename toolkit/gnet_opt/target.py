@@ -48,6 +48,8 @@ class Scheme:
     Attributes:
         activations: `u8` (affine, 0..255) or `s8` (-128..127).
         symmetric: Whether activations have zero point 0 (for `s8`) instead of a free one.
+        signed: The type of activations with values below zero, the network's input above all:
+            the same as the others, or `s8` with zero point 0 where kernels have no zero points.
         weight_bits: 8, or 7 where the instruction set adds two products in 16 bits and saturates.
         per_channel: Whether each output channel of a weight has a scale of its own.
         bias: `float`, added after dequantization; the one form that every backend here fuses.
@@ -56,6 +58,7 @@ class Scheme:
     activations: Literal["u8", "s8"]
     symmetric: bool
     weight_bits: Literal[7, 8]
+    signed: Literal["same", "s8"] = "same"
     per_channel: bool = True
     bias: Literal["float"] = "float"
 
@@ -262,6 +265,7 @@ def _check(target: Target) -> None:
         ("compile", target.compile, ("host", "device")),
         ("scheme.activations", target.scheme.activations, ("u8", "s8")),
         ("scheme.symmetric", target.scheme.symmetric, (True, False)),
+        ("scheme.signed", target.scheme.signed, ("same", "s8")),
         ("scheme.weight_bits", target.scheme.weight_bits, (7, 8)),
         ("scheme.per_channel", target.scheme.per_channel, (True, False)),
         ("scheme.bias", target.scheme.bias, ("float",)),

@@ -13,8 +13,9 @@ from gnet_opt.target import Scheme
 
 U8 = Scheme(activations="u8", symmetric=False, weight_bits=8)
 U8_7 = Scheme(activations="u8", symmetric=False, weight_bits=7)
+U8_S8 = Scheme(activations="u8", symmetric=False, weight_bits=8, signed="s8")
 S8 = Scheme(activations="s8", symmetric=True, weight_bits=8)
-SCHEMES = {"u8/8": U8, "u8/7": U8_7, "s8/8": S8}
+SCHEMES = {"u8/8": U8, "u8/7": U8_7, "u8+s8/8": U8_S8, "s8/8": S8}
 
 
 class Graph:

@@ -204,13 +204,13 @@ FAULTS: list[tuple[Scheme, Change, str, str]] = [
         U8,
         lambda m: m.rezero("after", np.asarray(0, np.int8)),
         "Conv after",
-        "its data is not uint8",
+        "its data is int8, not uint8",
     ),
     (
         S8,
         lambda m: m.rezero("after", np.asarray(0, np.uint8)),
         "Conv after",
-        "its data is not int8",
+        "its data is uint8, not int8",
     ),
     (
         U8,

@@ -197,3 +197,11 @@ def test_entropy_keeps_the_side_that_has_the_values(scheme: Scheme) -> None:
     chosen = entropy(histogram(values), scheme)
     assert chosen.high > 3.0
     assert -40.0 < chosen.low < -3.0
+
+
+def test_signed_values_get_a_type_of_their_own_where_the_target_says_so() -> None:
+    scheme = Scheme(activations="u8", symmetric=False, weight_bits=8, signed="s8")
+    both = affine(Range(low=-1.0, high=2.0), scheme)
+    assert both == affine(Range(low=-1.0, high=2.0), S8)
+    assert (both.dtype, both.zero_point) == ("int8", 0)
+    assert affine(Range(low=0.0, high=2.0), scheme) == affine(Range(low=0.0, high=2.0), U8)

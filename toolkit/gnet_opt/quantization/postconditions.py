@@ -82,10 +82,11 @@ def _check_activation(node: ir.Node, scheme: Scheme, path: Path) -> None:
     scale, zero = parameters(producer(node.inputs[0]))
     _check_scale(scale, node, "data", path)
     _require(scale.ndim == 0, node, "its data has more than one scale", path)
-    expected = np.dtype("uint8" if scheme.activations == "u8" else "int8")
-    stated = zero is not None and zero.dtype == expected
-    _require(stated, node, f"its data is not {expected}", path)
-    if scheme.symmetric:
+    usual = "uint8" if scheme.activations == "u8" else "int8"
+    allowed = (usual, "int8") if scheme.signed == "s8" else (usual,)
+    kind = "float" if zero is None else zero.dtype.name
+    _require(kind in allowed, node, f"its data is {kind}, not {' or '.join(allowed)}", path)
+    if scheme.symmetric or kind != usual:
         centred = zero is not None and not zero.any()
         _require(centred, node, "its data has a zero point other than 0", path)
 

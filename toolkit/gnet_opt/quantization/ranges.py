@@ -90,13 +90,14 @@ def affine(chosen: Range, scheme: Scheme) -> Affine:
     and the scale is rounded once to float32. A range of nothing but zero gets the scale 1.
     """
     low, high = min(chosen.low, 0.0), max(chosen.high, 0.0)
-    scale = 2.0 * max(-low, high) / 254.0 if scheme.symmetric else (high - low) / 255.0
-    first = 0 if scheme.activations == "u8" else -128
-    dtype = "uint8" if scheme.activations == "u8" else "int8"
+    symmetric = scheme.symmetric or (scheme.signed == "s8" and low < 0.0)
+    scale = 2.0 * max(-low, high) / 254.0 if symmetric else (high - low) / 255.0
+    unsigned = scheme.activations == "u8" and not symmetric
+    first, dtype = (0, "uint8") if unsigned else (-128, "int8")
     # TensorRT refuses a scale of zero, and a subnormal one would overflow in x / scale.
     if scale < np.finfo(np.float32).tiny:
         return Affine(scale=np.float32(1.0), zero_point=0, dtype=dtype)
-    zero_point = 0 if scheme.symmetric else int(np.rint(first - low / scale))
+    zero_point = 0 if symmetric else int(np.rint(first - low / scale))
     return Affine(scale=np.float32(scale), zero_point=zero_point, dtype=dtype)
 
 

@@ -95,10 +95,10 @@ def write_tables() -> None:
 
 
 def _between(text: str, name: str, content: str) -> str:
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"README.md has no markers <!-- {name} --> and <!-- /{name} -->.")
-    return pattern.sub(lambda match: match.group(1) + content + match.group(2), text)
+    return pattern.sub(lambda match: f"{match.group(1)}{content}\n{match.group(2)}", text)
 
 
 if __name__ == "__main__":

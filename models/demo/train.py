@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from gnet_opt.images import ImageSet
-from gnet_opt.stages.train import Recipe, train
+from gnet_opt.stages.train import train
+from gnet_opt.stages.training.recipe import Recipe
 
 RECIPE = Recipe.paper(
     epochs=9,

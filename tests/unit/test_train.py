@@ -16,7 +16,9 @@ from gnet_opt.cards import ModelCard
 from gnet_opt.errors import CalibrationError, ConfigError, ModelError
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import Preprocess
-from gnet_opt.stages.train import RECIPES, Recipe, color_change, crop_box, train
+from gnet_opt.stages.train import train
+from gnet_opt.stages.training.pictures import color_change, crop_box
+from gnet_opt.stages.training.recipe import RECIPES, Recipe
 
 SMALL = Preprocess(resize=40, crop=32, mean=(127.5,) * 3, std=(127.5,) * 3)
 COLORS = {"blue": (30, 40, 200), "green": (20, 180, 40), "red": (210, 30, 30)}
@@ -186,7 +188,7 @@ def test_unfit_sets_are_named(colors: ImageSet, tmp_path: Path) -> None:
         run(ImageSet(name="s", files=files[:2], labels=(0, 0)))
     with pytest.raises(CalibrationError, match=r"no picture of class 1 \(b\); 1 of 3 classes"):
         run(ImageSet(name="s", files=files[:2], labels=(0, 2), classes=("a", "b", "c")))
-    with pytest.raises(CalibrationError, match="validation set is a training picture too"):
+    with pytest.raises(CalibrationError, match="validation pictures are training pictures too"):
         run(colors, colors.take([3]))
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])

@@ -152,25 +152,32 @@ class ImageSet:
                 )
 
 
-def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
+def check_disjoint(
+    first: ImageSet, second: ImageSet, *, roles: tuple[str, str] = ("calibration", "evaluation")
+) -> None:
     """Prove by content that no picture is in both sets.
 
     Pictures are compared by the SHA-256 of their bytes, so that a copy under another name counts.
 
+    Args:
+        first: What a model learned or was calibrated from.
+        second: What it is measured on.
+        roles: What the two sets are for, for the message.
+
     Raises:
         CalibrationError: At least one picture is in both.
     """
-    seen = dict(zip(calibration.hashes, calibration.files, strict=True))
+    seen = dict(zip(first.hashes, first.files, strict=True))
     shared = [
         (seen[digest], path)
-        for digest, path in zip(evaluation.hashes, evaluation.files, strict=True)
+        for digest, path in zip(second.hashes, second.files, strict=True)
         if digest in seen
     ]
     if shared:
-        first, second = shared[0]
+        one, other = shared[0]
         raise CalibrationError(
-            f"{len(shared)} of {len(evaluation)} evaluation pictures are calibration pictures too, "
-            f"for example {first} and {second}. Accuracy measured on them would be too good; "
+            f"{len(shared)} of {len(second)} {roles[1]} pictures are {roles[0]} pictures too, "
+            f"for example {one} and {other}. Accuracy measured on them would be too good; "
             "pass sets without common pictures."
         )
 

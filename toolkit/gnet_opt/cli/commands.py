@@ -411,6 +411,7 @@ def train(
     from gnet_opt.images import ImageSet
     from gnet_opt.stages import train as training
     from gnet_opt.stages.load import load
+    from gnet_opt.stages.training.recipe import RECIPES
 
     require("torch", "build", "train a model")
     if not resume:
@@ -420,7 +421,7 @@ def train(
     done = training.train(
         pictures,
         out,
-        training.RECIPES[recipe](**chosen),
+        RECIPES[recipe](**chosen),
         validation=ImageSet.open(validation, classes=pictures.classes) if validation else None,
         init=load(start).module if start else None,
         resume=resume,
@@ -432,12 +433,12 @@ def train(
     )
     rows = [("weights", str(done.weights)), ("model card", str(done.card))]
     if done.top1 is not None:
-        rows.append(("top-1, %", f"{done.top1:.2f} ({done.validation_images} pictures)"))
+        rows.append(("top-1, %", f"{100 * done.top1:.2f} ({done.validation_images} pictures)"))
     rows.append(("time", f"{done.seconds / 60:.1f} min"))
     value = {
         "card": str(done.card),
         "seconds": done.seconds,
-        "top1": done.top1,
+        "top1": None if done.top1 is None else 100 * done.top1,
         "validation_images": done.validation_images,
         "weights": str(done.weights),
     }

@@ -1,0 +1,1 @@
+"""The parts of a training: its recipe, its pictures and its loop."""

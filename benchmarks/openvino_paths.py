@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gnet_opt import backends, paths, target
+from gnet_opt.backends.openvino import import_quietly
 from gnet_opt.bench import latency
 from gnet_opt.files import dump_json, write_text
 from gnet_opt.images import ImageSet
@@ -54,8 +55,8 @@ def usual_path(
     model: Model, inputs: list[np.ndarray[Any, Any]], folder: Path
 ) -> dict[str, Artifact]:
     """`torch.onnx.export`, OpenVINO and `nncf.quantize`, each with its defaults."""
+    openvino = import_quietly()
     import nncf
-    import openvino
     import torch
 
     onnx_file = folder / "usual.onnx"

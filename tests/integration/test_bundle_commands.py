@@ -395,3 +395,11 @@ def test_a_tolerance_that_lets_everything_pass(copy: Make, tolerance: str) -> No
     done = gnet_opt("verify", path.parent)
     assert done.code == 6
     assert "golden.tolerance.sqnr_db is of the wrong type" in done.err
+
+
+def test_inspect_of_a_manifest_with_damaged_figures(copy: Make) -> None:
+    root = copy("jetson")
+    update(root, lambda manifest: manifest["accuracy"].pop("agreement"))
+    done = gnet_opt("inspect", root)
+    assert done.code == 6
+    assert "the manifest is damaged (KeyError('agreement'))" in done.err

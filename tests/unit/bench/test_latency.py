@@ -49,6 +49,10 @@ class Fake:
         if artifact.path.name == "dies":
             print("the last words", file=sys.stderr, flush=True)
         (artifact.path.parent / f"pid-{artifact.path.name}").write_text(str(os.getpid()))
+        if artifact.path.name == "forks" and os.fork() == 0:
+            (artifact.path.parent / "pid-child").write_text(str(os.getpid()))
+            time.sleep(120)
+            os._exit(0)
         yield Runner(artifact.path)
 
 def get(name):
@@ -229,3 +233,17 @@ def test_the_ratio_is_taken_within_rounds() -> None:
     assert base.spread == pytest.approx(10 / 15)
     assert base.rounds_ms == (10.0, 20.0)
     assert report["int8"] is other
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_what_a_runtime_forks_does_not_hold_the_measurement_up(folder: Path) -> None:
+    # OpenVINO's telemetry did: a child that waits for the network keeps the worker's pipes open.
+    started = time.monotonic()
+    measure([subject(folder, "forks")], PICTURE, threads=1, schedule=QUICK)
+    assert time.monotonic() - started < 60
+    deadline = time.monotonic() + 10
+    while is_running(folder, "child") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = Path(f"/proc/{(folder / 'pid-child').read_text()}/stat")
+    # An orphan that nobody reaps stays as a zombie where process 1 does not care.
+    assert not is_running(folder, "child") or state.read_text().rpartition(")")[2].split()[0] == "Z"

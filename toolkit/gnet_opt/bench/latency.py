@@ -13,6 +13,7 @@ import json
 import math
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from gnet_opt.errors import BackendError, GnetOptError
 from gnet_opt.machine import this_machine
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, FloatArray
+
+_READER_SECONDS = 5.0
+"""How long to wait for the end of a killed worker's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,14 +326,21 @@ class _Process:
         return answer
 
     def end(self) -> None:
-        """Kill the process and wait until nothing of it is left."""
-        self._process.kill()
+        """Kill the process, and whatever a runtime started in it, and wait until it is gone."""
+        if hasattr(os, "killpg"):
+            # The worker leads a group of its own, which is gone when it died alone.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
         self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # a request that was never read
-                    pipe.close()
+        self._reader.join(_READER_SECONDS)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # a request that was never read
+            self._process.stdin.close()
+        # Somebody else may still hold the other end; to close ours would wait for the reader.
+        if not self._reader.is_alive():
+            self._process.stdout.close()
 
     def _tail(self) -> str:
         text = self._stderr.read_text(encoding="utf-8", errors="replace").strip()
@@ -348,6 +359,7 @@ def _started(name: str, stderr: Path) -> Iterator[_Process]:
             stderr=errors_file,
             env=environment,
             encoding="utf-8",
+            start_new_session=True,
         )
     worker = _Process(name, process, stderr)
     try:

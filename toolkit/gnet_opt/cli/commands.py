@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +143,7 @@ def quantize(
         plan = job.to_dict()
         output.result(
             plan,
-            render.listing("plan", ("", ""), [(k, _short(v)) for k, v in plan.items()]),
+            render.listing("plan", ("", ""), [(k, render.short(v)) for k, v in plan.items()]),
         )
         return
     result = pipeline.build(job, output.progress)
@@ -287,14 +286,20 @@ def inspect(path: Path, output: Output) -> None:
     """Show what is in an ONNX file or a bundle."""
     from gnet_opt import operations
     from gnet_opt.cli import render
+    from gnet_opt.errors import IntegrityError
 
     found = operations.inspect(path)
     model = found["model"]
     shown: list[Any] = []
     if found["bundle"]:
-        bundle = found["bundle"]
+        try:
+            summary = render.provenance(found["bundle"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"{path}: the manifest is damaged ({error!r}). Build the bundle again."
+            ) from error
         shown += [
-            render.listing("bundle", ("", ""), [(k, _short(v)) for k, v in bundle.items()]),
+            summary,
             render.listing(
                 "files",
                 ("path", "kind", "size", "SHA-256"),
@@ -337,7 +342,7 @@ def targets(name: str | None, output: Output) -> None:
 
     if name is not None:
         shown = target.find(name).to_dict()
-        rows = [(key, _short(value)) for key, value in shown.items() if key != "evidence"]
+        rows = [(key, render.short(value)) for key, value in shown.items() if key != "evidence"]
         evidence = [(e["claim"], e["source"], e["date"]) for e in shown["evidence"]]
         output.result(
             shown,
@@ -472,7 +477,7 @@ def doctor(output: Output) -> None:
         "machine": machine,
         "tools": tools(),
     }
-    rows = [(key, _short(item)) for key, item in machine.items()]
+    rows = [(key, render.short(item)) for key, item in machine.items()]
     rows.append(("--target cpu means", cpu))
     found = [
         (name, "yes" if p.available else "no", p.version, p.detail) for name, p in probes.items()
@@ -531,9 +536,3 @@ def _batch_value(text: str) -> Any:
 def _slug(name: str) -> str:
     """A model's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "model"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return "" if value is None else str(value)

@@ -94,6 +94,66 @@ def conditions(manifest: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
+def provenance(manifest: Mapping[str, Any]) -> Table:
+    """What a bundle is, where it comes from and what was measured, a line each."""
+    model, target, scheme = manifest["model"], manifest["target"], manifest["scheme"]
+    calibration, accuracy = manifest["calibration"], manifest["accuracy"]
+    latency, deferred = manifest["latency"], manifest["deferred"]
+    rows = [
+        ("model", f"{model['name']} ({model['architecture']}), {model['classes']} classes"),
+        ("source", model["source"]),
+        ("weights", f"SHA-256 {model['sha256']}"),
+        ("target", f"{target['name']}, backend {target['backend']}"),
+        ("precision", f"{manifest['precision']}; {short(scheme)}" if scheme else "float"),
+        ("preprocess", short(manifest["preprocess"])),
+        ("calibration", short({k: v for k, v in calibration.items() if k != "digest"})),
+    ]
+    if accuracy:
+        drop, figures = accuracy["drop"], []
+        if drop:
+            low, high = drop["ci95"]
+            figures.append(
+                f"top-1 {accuracy['float']['top1']:.2f} % float, "
+                f"{accuracy['quantized']['top1']:.2f} % {manifest['precision']}, "
+                f"drop {drop['value']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+            )
+        figures.append(f"agreement {accuracy['agreement']:.2f} %")
+        figures.append(f"SQNR {_number(accuracy['sqnr_db'], 'infinite')} dB")
+        where = f"{accuracy['images']} pictures of {accuracy['set']}, {accuracy['semantics']}"
+        rows.append(("accuracy", f"{', '.join(figures)} ({where})"))
+    if latency:
+        before, after = latency["results"]["float"], latency["results"]["quantized"]
+        rows.append(
+            (
+                "latency",
+                f"p50 {before['p50_ms']:.2f} ms float, {after['p50_ms']:.2f} ms "
+                f"{manifest['precision']}, {latency['threads']} threads, "
+                f"{latency['machine']['cpu']}",
+            )
+        )
+    tolerance = manifest["golden"]["tolerance"]["sqnr_db"]
+    rows.append(
+        (
+            "golden",
+            f"outputs of {manifest['golden']['semantics']} semantics, at least {tolerance:g} dB",
+        )
+    )
+    if deferred:
+        rows.append(("deferred", deferred["reason"]))
+    rows.append(("created", manifest["created"]))
+    rows.append(("tools", short(manifest["tools"])))
+    return listing("bundle", ("", ""), rows)
+
+
+def short(value: Any) -> str:
+    """A value of a result as a person would write it in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, (list, tuple)):
+        return " ".join(short(item) for item in value)
+    return "" if value is None else str(value)
+
+
 def next_step(manifest: Mapping[str, Any]) -> str:
     """What finishes a deferred build on the device."""
     scripts = [entry["path"] for entry in manifest["artifacts"] if entry["kind"] == "script"]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def usual_path(
 ) -> dict[str, Artifact]:
     """`torch.onnx.export`, OpenVINO and `nncf.quantize`, each with its defaults."""
     openvino = import_quietly()
+    # NNCF reports home through the same package, and does without it.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import nncf
     import torch
 

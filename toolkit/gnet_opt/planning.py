@@ -208,8 +208,9 @@ def _left_over(calibration: ImageSet, chosen: ImageSet, classes: int) -> ImageSe
 def _check_replaceable(output: Path, force: bool) -> None:
     """A bundle, or one that the gate refused, replaces bundles, not somebody's folder."""
     check_writable(output, force=force, folder=True)
-    for path in (output, output.with_name(f"{output.name}.rejected")):
-        check_writable(path, force=force, folder=True)
+    rejected = output.with_name(f"{output.name}.rejected")
+    check_writable(rejected, force=force, folder=True)
+    for path in (output, rejected):
         if path.exists() and not _is_bundle(path):
             raise ConfigError(
                 f"{path} is not a bundle, so it is not replaced. Choose another --output."

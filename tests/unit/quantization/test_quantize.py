@@ -204,3 +204,18 @@ def test_a_concat_with_a_constant_ends_the_sharing(tmp_path: Path) -> None:
     assert facts["quantize"]["conv"] == 2
     assert facts["quantize"]["macs_int8_share"] == 1.0
     assert facts["quantize"]["shared_scales"] == 0
+
+
+def test_a_weight_that_is_computed_stays_float_and_counts_as_float(tmp_path: Path) -> None:
+    graph = Graph(size=16)
+    data = graph.block("input", 4, "stem")
+    first = describe(graph.save(tmp_path / "one.onnx", data))["macs"]
+    graph.channels["raw"] = 4
+    weight = graph.add("Relu", [graph.constant("raw", np.ones((4, 4, 1, 1), np.float32))], "made")
+    graph.add("Conv", [data, weight], "dynamic")
+    path = graph.save(tmp_path / "f.onnx", "dynamic_out")
+    images = [np.random.default_rng(i).normal(size=(3, 16, 16)).astype(np.float32) for i in (0, 1)]
+    facts = quantize(path, tmp_path / "q.onnx", images, U8)["quantize"]
+    assert facts["conv"] == 1
+    assert facts["macs"] == first + 4 * 4 * 16 * 16
+    assert facts["macs_int8_share"] == pytest.approx(first / facts["macs"])

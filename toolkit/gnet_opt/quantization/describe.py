@@ -44,7 +44,7 @@ def _layer(node: ir.Node) -> dict[str, Any]:
     weight = producer(node.inputs[1]).inputs[0] if quantized else node.inputs[1]
     array = constant(weight)
     layer: dict[str, Any] = {
-        "macs": count_macs(node, array),
+        "macs": count_macs(node, weight),
         "name": node.name,
         "operator": node.op_type,
         "parameters": 0 if array is None else int(array.size),

@@ -59,17 +59,18 @@ def is_dequantized(value: ir.Value | None) -> bool:
     )
 
 
-def count_macs(node: ir.Node, weight: Array | None) -> int:
+def count_macs(node: ir.Node, weight: ir.Value | None) -> int:
     """Multiply-accumulates that a Conv or Gemm with this weight spends on one picture.
 
-    0 where the weight or the shape of the output is not known.
+    0 where the shape of the weight or of the output is not known.
     """
-    if weight is None:
+    if weight is None or weight.shape is None or not weight.shape.is_static():
         return 0
+    size = int(np.prod(weight.shape.numpy()))
     if node.op_type != "Conv":
-        return int(weight.size)
+        return size
     shape = node.outputs[0].shape
     if shape is None or not all(isinstance(size, int) for size in shape.dims[2:]):
         return 0
     positions = [int(size) for size in shape.dims[2:] if isinstance(size, int)]
-    return int(weight.size) * int(np.prod(positions))
+    return size * int(np.prod(positions))

@@ -42,10 +42,7 @@ def percentile(histogram: Histogram, scheme: Scheme, kept: float = PERCENTILE) -
     del scheme
     counts = histogram.positive + histogram.negative
     outside = (histogram.zeros + int(counts.sum())) * (1.0 - kept / 100.0)
-    bound = _tail(counts, histogram.width, outside)
-    return Range(
-        low=max(min(0.0, histogram.minimum), -bound), high=min(max(0.0, histogram.maximum), bound)
-    )
+    return _cut(histogram, _tail(counts, histogram.width, outside))
 
 
 def mse(histogram: Histogram, scheme: Scheme) -> Range:
@@ -69,10 +66,7 @@ def entropy(histogram: Histogram, scheme: Scheme) -> Range:
     levels = 127 if scheme.symmetric or histogram.minimum < 0.0 else 255
     candidates = [*range(levels, used, max(1, levels // 16)), used]
     threshold = min(candidates, key=lambda bins: _divergence(counts[:used], bins, levels))
-    bound = threshold * histogram.width
-    return Range(
-        low=max(min(0.0, histogram.minimum), -bound), high=min(max(0.0, histogram.maximum), bound)
-    )
+    return _cut(histogram, threshold * histogram.width)
 
 
 METHODS: dict[str, Callable[[Histogram, Scheme], Range]] = {
@@ -99,6 +93,13 @@ def affine(chosen: Range, scheme: Scheme) -> Affine:
         return Affine(scale=np.float32(1.0), zero_point=0, dtype=dtype)
     zero_point = 0 if symmetric else int(np.rint(first - low / scale))
     return Affine(scale=np.float32(scale), zero_point=zero_point, dtype=dtype)
+
+
+def _cut(histogram: Histogram, bound: float) -> Range:
+    """What was seen, without magnitudes beyond `bound`."""
+    return Range(
+        low=max(min(0.0, histogram.minimum), -bound), high=min(max(0.0, histogram.maximum), bound)
+    )
 
 
 def _range(histogram: Histogram, fraction: float, scheme: Scheme) -> Range:

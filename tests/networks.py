@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,67 @@ def reimplemented_googlenet(classes: int = 10, *, seed: int = 0) -> Reimplemente
 def small_reimplemented_googlenet(classes: int = 5, *, seed: int = 0) -> ReimplementedGoogLeNet:
     """All nine modules, an eighth as wide; its input is 64 pixels."""
     return make_lively(ReimplementedGoogLeNet(classes, divide=8, pool=2), seed)
+
+
+def scale_channels(
+    writer: BasicConv2d,
+    readers: Sequence[tuple[nn.Conv2d | nn.Linear, int]],
+    channels: Sequence[int],
+    factor: float,
+) -> None:
+    """Make channels of a block larger, and undo it where they are read: the function stays.
+
+    What is between may be ReLU, pools and concatenations, which keep positive factors. A common
+    scale of the tensor then loses all channels but these.
+
+    Args:
+        writer: The block.
+        readers: Every layer that reads its output, each with the number of channels before it.
+        channels: Which of them.
+        factor: How many times as large.
+    """
+    with torch.no_grad():
+        for channel in channels:
+            writer.bn.weight[channel] *= factor
+            writer.bn.bias[channel] *= factor
+            for reader, offset in readers:
+                reader.weight[:, offset + channel] /= factor
+
+
+def ruin_weights(writer: BasicConv2d, reader: nn.Conv2d | nn.Linear, channel: int = 0) -> None:
+    """Silence a channel, and give it weights beside which all others are rounded to nothing.
+
+    What is multiplied by zero does not matter in float. No factor can repair it, because the
+    channel has no range to be put in line with.
+
+    Args:
+        writer: The block that writes the channel.
+        reader: The layer whose weights are ruined; the channel is the same in its input.
+        channel: Which one.
+    """
+    with torch.no_grad():
+        writer.bn.weight[channel] = 0.0
+        writer.bn.bias[channel] = -1.0
+        reader.weight[:, channel] = 1000.0
+
+
+def hostile_googlenet(module: GoogLeNet, factor: float = 50.0) -> GoogLeNet:
+    """Scale channels in three places of a GoogLeNet: within a branch, through a Concat, its last.
+
+    Its logits are what they were.
+    """
+    inside = module.inception4b.branch2
+    scale_channels(inside[0], [(inside[1].conv, 0)], (3, 40, 77), factor)
+    after = module.inception3b
+    readers = [after.branch1, after.branch2[0], after.branch3[0], after.branch4[1]]
+    scale_channels(
+        module.inception3a.branch1, [(reader.conv, 0) for reader in readers], (0, 31), factor
+    )
+    scale_channels(module.inception5b.branch1, [(module.fc, 0)], (5, 300), factor)
+    return module
+
+
+def ruined_googlenet(module: GoogLeNet) -> GoogLeNet:
+    """Ruin the weights of one layer through which everything goes, `conv3`."""
+    ruin_weights(module.conv2, module.conv3.conv)
+    return module

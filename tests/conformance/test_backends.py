@@ -14,7 +14,7 @@ from conformance import models
 from gnet_opt import backends
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.errors import BackendError, MissingDependencyError
-from gnet_opt.runtime import Artifact, Backend
+from gnet_opt.runtime import INTEGERS, Artifact, Backend
 from gnet_opt.target import find
 
 TARGET = find("openvino-cpu")
@@ -303,3 +303,86 @@ def test_two_runners_do_not_disturb_each_other(
         for index, image in enumerate(images):
             np.testing.assert_array_equal(a.run(image), alone[0][index])
             np.testing.assert_array_equal(b.run(image), alone[1][index])
+
+
+# Backends that can tell what they execute here; the others must say who can.
+PROFILING = [name for name in RUNNABLE if name != "reference"]
+
+
+@pytest.fixture(params=PROFILING)
+def profiling(request: pytest.FixtureRequest) -> Backend:
+    found = backends.get(request.param)
+    if not found.probe().available:
+        pytest.skip(found.probe().detail)
+    return found
+
+
+@pytest.mark.parametrize("net", ["float", "u8", "dynamic-u8"])
+def test_a_profile_tells_of_every_layer(
+    profiling: Backend, net: str, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = compiled(profiling, onnx_files[net], tmp_path)
+    before = sorted(tmp_path.iterdir())
+    shown: list[int] = []
+
+    def progress(items, label, total=None):  # type: ignore[no-untyped-def]
+        for item in items:
+            shown.append(item)
+            yield item
+
+    profile = profiling.profile(artifact, models.pictures(1), threads=1, runs=30, progress=progress)
+    layers = [node for node in profile.nodes if node.kind == "layer"]
+    assert len(layers) == 15
+    integer = [node for node in layers if node.precision in INTEGERS]
+    # Where a layer's result is float, some runtimes compute it in float.
+    assert len(integer) == 0 if net == "float" else len(integer) >= 13
+    assert profile.runs >= 30
+    assert len(profile.rounds) == len(shown) >= 3
+    assert all(node.microseconds >= 0 for node in profile.nodes)
+    assert min(profile.rounds) > 0
+    assert (profile.backend, profile.threads) == (profiling.name, 1)
+    assert profile.version == profiling.probe().version
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_profile_needs_a_picture_that_fits(
+    profiling: Backend, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = compiled(profiling, onnx_files["u8"], tmp_path)
+    with pytest.raises(BackendError, match=r"takes float32 of shape \(1, 3, 17, 17\)"):
+        profiling.profile(artifact, np.zeros((1, 3, 5, 17), np.float32), threads=1, runs=1)
+
+
+def test_a_profile_of_missing_or_damaged_files(
+    profiling: Backend, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = compiled(profiling, onnx_files["u8"], tmp_path)
+    artifact.path.write_bytes(artifact.path.read_bytes()[:-7])
+    with pytest.raises(BackendError, match="Loading"):
+        profiling.profile(artifact, models.pictures(1), threads=1, runs=1)
+    artifact.path.unlink()
+    with pytest.raises(BackendError, match=artifact.path.name):
+        profiling.profile(artifact, models.pictures(1), threads=1, runs=1)
+
+
+def test_a_profile_without_the_runtime(
+    profiling: Backend,
+    onnx_files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = compiled(profiling, onnx_files["u8"], tmp_path)
+    monkeypatch.setitem(sys.modules, MODULES[profiling.name], None)
+    with pytest.raises(MissingDependencyError):
+        profiling.profile(artifact, models.pictures(1), threads=1, runs=1)
+
+
+@pytest.mark.parametrize("name", sorted(set(backends.names()) - set(PROFILING)))
+def test_who_cannot_profile_says_what_can(name: str, tmp_path: Path) -> None:
+    backend = backends.get(name)
+    artifact = backend.artifact(tmp_path)
+    with pytest.raises(BackendError) as caught:
+        backend.profile(artifact, models.pictures(1))
+    assert str(caught.value).startswith(f"{artifact.path}: ")
+    advice = {"reference": "with the backend onnxruntime.", "tensorrt": "--separateProfileRun."}
+    assert str(caught.value).endswith(advice[name])

@@ -10,7 +10,11 @@ import networks
 
 def small() -> networks.SmallNet:
     """Its classes come about equally often, so that a worse model is seen to be worse."""
-    module = networks.small_net(5, seed=1)
+    return balanced(networks.small_net(5, seed=1))
+
+
+def balanced(module: networks.SmallNet) -> networks.SmallNet:
+    """Give all logits the same mean and spread."""
     with torch.no_grad():
         logits = module(torch.from_numpy(networks.pictures(64, seed=5)))
         module.fc.weight /= logits.std(0)[:, None]
@@ -22,16 +26,36 @@ def small() -> networks.SmallNet:
 def hostile() -> networks.SmallNet:
     """The same function as `small`, but a common scale for all channels loses all but one."""
     module = small()
-    factor = 3e4
+    parts = module.inception
+    for branch in (parts.branch2, parts.branch3):
+        networks.scale_channels(branch[0], [(branch[1].conv, 0)], [0], 3e4)
+    networks.scale_channels(parts.branch1, [(module.fc, 0)], [0], 3e4)
+    return module
+
+
+def ruined() -> networks.SmallNet:
+    """Its last layer is useless in INT8."""
+    module = networks.small_net(5, seed=1)
+    networks.ruin_weights(module.inception.branch1, module.fc)
+    return balanced(module)
+
+
+WRECKED_INPUT = 3e4
+"""How many times as large the first channel of `wrecked`'s input has to be."""
+
+
+def wrecked() -> networks.SmallNet:
+    """Every layer is useless in INT8."""
+    module = networks.small_net(5, seed=1)
+    parts = module.inception
+    networks.ruin_weights(parts.branch1, module.fc)
+    for reader in (parts.branch1, parts.branch2[0], parts.branch3[0], parts.branch4[1]):
+        networks.ruin_weights(module.stem, reader.conv)
+    for branch in (parts.branch2, parts.branch3):
+        networks.ruin_weights(branch[0], branch[1].conv)
+    balanced(module)
     with torch.no_grad():
-        # ReLU keeps positive factors, so that what follows can undo them.
-        for branch in (module.inception.branch2, module.inception.branch3):
-            branch[0].bn.weight[0] *= factor
-            branch[0].bn.bias[0] *= factor
-            branch[1].conv.weight[:, 0] /= factor
-        module.inception.branch1.bn.weight[0] *= factor
-        module.inception.branch1.bn.bias[0] *= factor
-        module.fc.weight[:, 0] /= factor
+        module.stem.conv.weight[:, 0] /= WRECKED_INPUT
     return module
 
 

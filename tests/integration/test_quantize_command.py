@@ -209,9 +209,9 @@ def test_the_current_folder_is_not_replaced(
     assert content(tmp_path) == {}
 
 
-def hostile(world: World, *more: str | Path) -> Any:
-    sets = ["--calibration", world.calibration, "--eval", world.evaluation]
-    return gnet_opt("quantize", world.hostile, *sets, "--threads", "1", *more)
+def wrecked(world: World, *more: str | Path) -> Any:
+    sets = ["--calibration", world.calibration, "--eval", world.wrecked_evaluation]
+    return gnet_opt("quantize", world.wrecked, *sets, "--threads", "1", *more)
 
 
 def test_the_hostile_model_is_the_same_in_float() -> None:
@@ -219,15 +219,32 @@ def test_the_hostile_model_is_the_same_in_float() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "jetson"])
+def test_channels_out_of_line_are_put_in_line(world: World, tmp_path: Path, target: str) -> None:
+    sets = ["--calibration", world.calibration, "--eval", world.evaluation, "--threads", "1"]
+    out = tmp_path / "b"
+    done = gnet_opt("quantize", world.hostile, "-t", target, *sets, "--max-drop", "50", "-o", out)
+    assert done.code == 0, done.err
+    manifest = Bundle.open(out).manifest
+    repair = manifest["facts"]["equalize"]
+    assert repair["used"]
+    assert repair["sqnr_db_before"] < 0.0 < 20.0 < repair["sqnr_db_after"]
+    assert f"INT8 goes from {repair['sqnr_db_before']:.1f} to " in done.err
+    assert any(note.startswith(f"{repair['channels']} channels of ") for note in manifest["notes"])
+    assert manifest["accuracy"]["sqnr_db"] > 20.0
+    assert gnet_opt("verify", out, "--threads", "1").code == 0
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
 def test_the_gate_keeps_a_bad_bundle_aside(world: World, tmp_path: Path, target: str) -> None:
     out, kept = tmp_path / "b", tmp_path / "b.rejected"
-    done = hostile(world, "--target", target, "-o", out)
+    done = wrecked(world, "--target", target, "-o", out)
     assert done.code == 8
     last = done.err.splitlines()[-1]
     assert re.fullmatch(
         r"gnet-opt: INT8 loses \d+\.\d\d points of top-1 \(95 % interval -?\d+\.\d\d to "
-        rf"\d+\.\d\d, 16 pictures\); --max-drop allows 1\. The bundle is kept as {kept}\. Raise "
-        r"--max-drop to accept it, or try another --method or more calibration pictures\.",
+        rf"\d+\.\d\d, 16 pictures\); --max-drop allows 1\. The bundle is kept as {kept}\. Let "
+        r"--precision auto keep some layers in float, raise --max-drop to accept it, or try more "
+        r"calibration pictures\.",
         last,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["b.rejected"]
@@ -235,12 +252,12 @@ def test_the_gate_keeps_a_bad_bundle_aside(world: World, tmp_path: Path, target:
     assert made.check() >= 3
     assert made.manifest["accuracy"]["drop"]["value"] > 1.0
     # A second try takes the place of the first one only when it is asked to.
-    again = hostile(world, "--target", target, "-o", out)
+    again = wrecked(world, "--target", target, "-o", out)
     assert again.code == 2
     assert again.err.endswith(
         f"{kept} exists already. Pass --force to replace it, or another --output.\n"
     )
-    assert hostile(world, "--target", target, "-o", out, "--force").code == 8
+    assert wrecked(world, "--target", target, "-o", out, "--force").code == 8
     assert [path.name for path in tmp_path.iterdir()] == ["b.rejected"]
 
 
@@ -249,30 +266,37 @@ def test_a_rejected_bundle_does_not_replace_a_good_one(
 ) -> None:
     assert quantize("--target", "jetson", "-o", tmp_path / "b").code == 0
     before = content(tmp_path / "b")
-    assert hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--force").code == 8
+    assert wrecked(world, "--target", "jetson", "-o", tmp_path / "b", "--force").code == 8
     assert content(tmp_path / "b") == before
 
 
 def test_json_tells_of_the_gate(world: World, tmp_path: Path) -> None:
-    done = hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--json")
+    done = wrecked(world, "--target", "jetson", "-o", tmp_path / "b", "--json")
     assert done.code == 8
     assert done.json["bundle"] == str(tmp_path / "b.rejected")
     assert done.json["rejected"].startswith("INT8 loses ")
 
 
 def test_the_user_may_accept_a_drop(world: World, tmp_path: Path) -> None:
-    done = hostile(world, "--target", "jetson", "-o", tmp_path / "b", "--max-drop", "100")
+    done = wrecked(world, "--target", "jetson", "-o", tmp_path / "b", "--max-drop", "100")
     assert done.code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_auto_ships_float_where_int8_is_bad(world: World, tmp_path: Path) -> None:
-    done = hostile(world, "--target", "cpu", "-o", tmp_path / "b", "--precision", "auto")
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
+def test_auto_ships_float_where_nothing_else_is_good(
+    world: World, tmp_path: Path, target: str
+) -> None:
+    more = ["--precision", "auto", "--max-drop", "0"]
+    done = wrecked(world, "--target", target, "-o", tmp_path / "b", *more)
     assert done.code == 0, done.err
     assert "INT8 does not ship: INT8 loses " in done.err
+    assert "no choice of layers in float but all of them is within the budget." in done.err
     made = Bundle.open(tmp_path / "b")
-    assert made.check() >= 3
+    assert made.check() >= 2
     assert (made.manifest["precision"], made.manifest["scheme"]) == ("fp32", None)
+    assert {row["precision"] for row in made.manifest["decision"]["candidates"]} == {"int8", "fp32"}
+    assert made.manifest["decision"]["reason"] in made.manifest["notes"]
     assert made.manifest["accuracy"]["drop"]["value"] == 0.0
     assert "quantize" not in made.manifest["facts"]
     assert gnet_opt("verify", tmp_path / "b", "--threads", "1").code == 0
@@ -316,7 +340,7 @@ def test_evaluation_without_labels(world: World, tmp_path: Path) -> None:
     (plain / "labels.csv").unlink()
     sets = ["--calibration", world.calibration, "--eval", plain]
     out = tmp_path / "b"
-    done = gnet_opt("quantize", world.hostile, "-t", "jetson", *sets, "-o", out)
+    done = gnet_opt("quantize", world.wrecked, "-t", "jetson", *sets, "-o", out)
     assert done.code == 0  # no labels, no gate
     assert (
         "The evaluation pictures have no labels: agreement with the float model is measured, but "
@@ -458,6 +482,8 @@ def comparable(root: Path) -> tuple[dict[str, Any], dict[str, bytes | None]]:
     manifest = json.loads((root / "manifest.json").read_text())
     del manifest["created"]
     del manifest["latency"]
+    slow = "INT8 is not faster than float here"  # a measured time, too
+    manifest["notes"] = [note for note in manifest["notes"] if not note.startswith(slow)]
     files = content(root)
     del files["manifest.json"]
     return manifest, files
@@ -467,7 +493,8 @@ def comparable(root: Path) -> tuple[dict[str, Any], dict[str, bytes | None]]:
 def test_two_runs_give_equal_bundles(
     quantize: Callable[..., Any], bundle: Callable[[str], Path], tmp_path: Path, target: str
 ) -> None:
-    assert quantize("--target", target, "-o", tmp_path / "again").code == 0
+    # The first one may have taken its statistics from the cache.
+    assert quantize("--target", target, "-o", tmp_path / "again", "--no-cache").code == 0
     assert comparable(tmp_path / "again") == comparable(bundle(target))
 
 
@@ -490,7 +517,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     "where",
     [
-        "gnet_opt.pipeline.quantize",
+        "gnet_opt.quantizer.quantize",
         "gnet_opt.golden.np.savez_compressed",
         "gnet_opt.bundle.write_text",
         "gnet_opt.pipeline.publish",
@@ -616,3 +643,167 @@ def test_an_unreadable_picture_is_found_before_the_work(
     done = quantize("--target", "jetson", *sets, "-o", tmp_path / "b", "--dry-run")
     assert done.code == 5
     assert f"{pictures / 'zero.png'} cannot be read as a picture" in done.err
+
+
+def test_the_method_auto_needs_pictures_to_hold_back(
+    quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = quantize("--target", "jetson", "--method", "auto", "-o", tmp_path / "b")
+    assert done.code == 5
+    assert done.err.endswith(
+        "gnet-opt: The method auto holds back every fifth of the 12 calibration pictures to judge "
+        "by, and needs at least 40. Add pictures, or use --method minmax.\n"
+    )
+    done = quantize("--target", "jetson", "--method", "entropy", "-o", tmp_path / "b")
+    assert done.code == 5
+    assert "The method entropy needs at least 16 calibration pictures" in done.err
+    # Float needs none of it.
+    fp32 = ["--precision", "fp32", "--method", "auto", "-o", tmp_path / "b"]
+    assert quantize("--target", "jetson", *fp32).code == 0
+
+
+def test_fp16_is_refused_where_a_target_names_it(
+    quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = find("jetson").file.read_text(encoding="utf-8")
+    board = tmp_path / "board.toml"
+    board.write_text(re.sub(r"precisions = .*", 'precisions = ["fp16"]', text), encoding="utf-8")
+    for precision, message in (
+        ("fp16", "gnet-opt writes no fp16 models yet. Use --precision int8, fp32 or auto."),
+        (
+            "auto",
+            "The target jetson-orin-nano has neither int8 nor fp32, so --precision auto has "
+            "nothing to choose from. Add one of them to its file.",
+        ),
+    ):
+        done = quantize("--target", board, "--precision", precision, "-o", tmp_path / "b")
+        assert done.code == 2
+        assert done.err.splitlines()[-1] == f"gnet-opt: {message}"
+
+
+def test_the_methods_of_the_command_are_those_of_the_package() -> None:
+    from gnet_opt.cli import commands
+    from gnet_opt.planning import Options
+    from gnet_opt.quantization import METHODS
+
+    by_name = {p.name: p for p in commands.gnet_opt.commands["quantize"].params}
+    assert sorted(by_name["method"].type.choices) == sorted(("auto", *METHODS))
+    assert by_name["method"].default == Options().method
+    for name in ("bias_correction", "max_drop", "precision", "samples", "seed", "weight_search"):
+        assert by_name[name].default == getattr(Options(), name), name
+    alone = {p.name: p for p in commands.gnet_opt.commands["sensitivity"].params}
+    assert sorted(alone["method"].type.choices) == sorted(METHODS)
+    assert alone["method"].default == Options().method
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        (["--no-bias-correction"], ("bias_correction", False)),
+        (["--weight-search"], ("weight_search", True)),
+    ],
+)
+def test_options_of_the_quantizer_reach_it(
+    quantize: Callable[..., Any], tmp_path: Path, options: list[str], fact: tuple[str, bool]
+) -> None:
+    plain, changed = tmp_path / "plain", tmp_path / "changed"
+    assert quantize("--target", "jetson", "-o", plain).code == 0
+    assert quantize("--target", "jetson", *options, "-o", changed).code == 0
+    effects = [Bundle.open(out).manifest["facts"]["effects"] for out in (plain, changed)]
+    name, used = fact
+    assert [one[name]["used"] for one in effects] == [not used, used]
+    assert effects[0][name]["sqnr_db_with"] == effects[1][name]["sqnr_db_with"]
+    assert effects[0][name]["sqnr_db_without"] == effects[1][name]["sqnr_db_without"]
+    if name == "bias_correction":  # with eight bits, a few weights are not worth clipping
+        assert (plain / "model.onnx").read_bytes() != (changed / "model.onnx").read_bytes()
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What progress was shown of."""
+    from gnet_opt.cli.console import Output
+
+    shown: list[str] = []
+
+    def progress(self: Output, items: Any, label: str, total: int | None = None) -> Any:
+        shown.append(label)
+        yield from items
+
+    monkeypatch.setattr(Output, "progress", progress)
+    return shown
+
+
+def test_a_second_run_takes_its_statistics_from_the_cache(
+    quantize: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list[str],
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GNET_OPT_CACHE", str(cache))
+    assert quantize("--target", "jetson", "-o", tmp_path / "one").code == 0
+    assert labels.count("Calibrating") == 1
+    (kept,) = (cache / "calibration").iterdir()
+    before = kept.read_bytes()
+    # Another target has the same float network, and the same method or another one the same
+    # statistics.
+    for target, method in (("jetson", "minmax"), ("raspberry-pi-5", "lp")):
+        labels.clear()
+        out = tmp_path / f"{target} {method}"
+        assert quantize("--target", target, "--method", method, "-o", out).code == 0
+        assert "Evaluating" in labels
+        assert "Calibrating" not in labels
+    first, second = (tmp_path / name / "model.onnx" for name in ("one", "jetson minmax"))
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.read_bytes() for path in (cache / "calibration").iterdir()] == [before]
+    labels.clear()
+    assert quantize("--target", "jetson", "--samples", "11", "-o", tmp_path / "other").code == 0
+    assert labels.count("Calibrating") == 1
+
+
+def test_without_cache_nothing_is_read_or_kept(
+    quantize: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list[str],
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GNET_OPT_CACHE", str(cache))
+    assert quantize("--target", "jetson", "--no-cache", "-o", tmp_path / "one").code == 0
+    assert not cache.exists()
+    assert quantize("--target", "jetson", "-o", tmp_path / "two").code == 0
+    labels.clear()
+    assert quantize("--target", "jetson", "--no-cache", "-o", tmp_path / "three").code == 0
+    assert labels.count("Calibrating") == 1
+    models = {(tmp_path / name / "model.onnx").read_bytes() for name in ("one", "two", "three")}
+    assert len(models) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "read-only"])
+def test_a_cache_that_cannot_be_used_costs_time_alone(
+    quantize: Callable[..., Any],
+    bundle: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GNET_OPT_CACHE", str(cache))
+    if damage == "truncated":
+        assert quantize("--target", "jetson", "-o", tmp_path / "first").code == 0
+        (kept,) = (cache / "calibration").iterdir()
+        kept.write_bytes(kept.read_bytes()[:100])
+    else:
+        cache.write_text("a file, so that no folder can be here")
+    done = quantize("--target", "jetson", "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert comparable(tmp_path / "b") == comparable(bundle("jetson"))
+
+
+def test_tests_have_a_cache_of_their_own(own_cache: Path) -> None:
+    from gnet_opt import paths
+
+    assert paths.calibration_cache() == own_cache / "calibration"
+    code = "from gnet_opt import paths; print(paths.calibration_cache())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(own_cache / "calibration")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -78,11 +79,34 @@ def test_a_shipped_scheme_is_one_that_its_backend_fuses(path: Path) -> None:
         # With s8 symmetric activations the ReLU stays a node and half of the network is float.
         assert (scheme.activations, scheme.symmetric) == ("u8", False)
         assert shown.compile == "host"
+    assert scheme.results == (shown.backend == "onnxruntime")
 
 
-def test_seven_bits_exactly_where_vnni_is_not_certain() -> None:
-    bits = {t.name: t.scheme.weight_bits for t in shipped()}
-    assert {name for name, count in bits.items() if count == 7} == {"openvino-cpu", "x86-avx2"}
+def test_pairs_are_bounded_exactly_where_vnni_is_not_certain() -> None:
+    assert {t.scheme.weight_bits for t in shipped()} == {8}
+    bounded = {t.name for t in shipped() if t.scheme.saturating_pairs}
+    assert bounded == {"openvino-cpu", "x86-avx2"}
+    for shown in shipped():
+        for scheme in shown.alternatives.values():
+            # Another runtime on the same CPU saturates as well.
+            assert scheme.saturating_pairs == shown.scheme.saturating_pairs
+            assert scheme.weight_bits == 8
+
+
+def test_an_alternative_is_another_backend_with_a_scheme_that_it_fuses() -> None:
+    shown = {t.name: dict(t.alternatives) for t in shipped() if t.alternatives}
+    assert {name: list(found) for name, found in shown.items()} == {
+        "openvino-cpu": ["onnxruntime"],
+        "x86-avx2": ["onnxruntime"],
+        "x86-vnni": ["onnxruntime"],
+    }
+    for found in shown.values():
+        scheme = found["onnxruntime"]
+        # Of signed data ONNX Runtime fuses no convolution with a ReLU behind it, and of others only
+        # those whose result is quantized.
+        assert scheme.results
+        assert (scheme.activations, scheme.symmetric, scheme.signed) == ("u8", False, "same")
+    assert find("x86-vnni").scheme.signed == "s8"
 
 
 def test_names_and_aliases_are_unique() -> None:
@@ -182,6 +206,18 @@ def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert not board.is_this_machine()
 
 
+def test_an_alternative_changes_what_its_table_names(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    more = "[alternatives.openvino]\n[alternatives.mine]\nweight_bits = 7\n"
+    path.write_text(MINIMAL.replace("[[evidence]]", f"{more}[[evidence]]"))
+    board = Target.read(path)
+    assert list(board.alternatives) == ["openvino", "mine"]
+    assert board.alternatives["openvino"] == board.scheme
+    assert board.alternatives["mine"] == dataclasses.replace(board.scheme, weight_bits=7)
+    path.write_text(MINIMAL)
+    assert Target.read(path).alternatives == {}
+
+
 def edited(old: str, new: str) -> str:
     assert old in MINIMAL
     return MINIMAL.replace(old, new)
@@ -246,6 +282,54 @@ FAULTS: list[tuple[str, str, str]] = [
         '[match]\narchitecture = "x86_64"\nany_of = "avx2"\n[[evidence]]',
         "match.any_of is 'avx2'; it must be a list of strings.",
     ),
+    (
+        "weight_bits = 8",
+        'weight_bits = 8\nresults = "all"',
+        "scheme.results is 'all'; it must be true or false.",
+    ),
+    (
+        "weight_bits = 8",
+        "weight_bits = 8\nsaturating_pairs = 1",
+        "scheme.saturating_pairs is 1; it must be true or false.",
+    ),
+    ("[scheme]", "alternatives = 5\n[scheme]", "alternatives is 5; it must be a table."),
+    (
+        "[scheme]",
+        'alternatives = ["openvino"]\n[scheme]',
+        "alternatives is ['openvino']; it must be a table.",
+    ),
+    (
+        "[scheme]",
+        '[alternatives]\nopenvino = "s8"\n[scheme]',
+        "alternatives.openvino is 's8'; it must be a table.",
+    ),
+    (
+        "[scheme]",
+        "[alternatives.openvino]\nweight_bits = 6\n[scheme]",
+        "alternatives.openvino.weight_bits is 6; it must be one of 7, 8.",
+    ),
+    (
+        "[scheme]",
+        "[alternatives.openvino]\nweight_bits = true\n[scheme]",
+        "alternatives.openvino.weight_bits is True; it must be an integer.",
+    ),
+    (
+        "[scheme]",
+        '[alternatives.openvino]\nsignd = "s8"\n[scheme]',
+        "alternatives.openvino.signd is not known. Did you mean signed?",
+    ),
+    (
+        "[scheme]",
+        "[alternatives.openvino]\nsymmetric = true\n[scheme]",
+        "alternatives.openvino.symmetric needs alternatives.openvino.activations = 's8': an "
+        "unsigned type has no zero point 0 in its middle.",
+    ),
+    (
+        "[scheme]",
+        "[alternatives.onnxruntime]\n[scheme]",
+        "alternatives.onnxruntime is the backend of the target itself; its integer form stands in "
+        "[scheme].",
+    ),
     ('source = "measured"\n', "", "evidence[0].source is missing. Compare a shipped target."),
     (
         'date = "2026-11-23"',
@@ -303,6 +387,7 @@ def test_what_json_shows() -> None:
     assert sorted(shown) == sorted(
         [
             "aliases",
+            "alternatives",
             "backend",
             "compile",
             "device",
@@ -319,11 +404,17 @@ def test_what_json_shows() -> None:
         "activations": "s8",
         "bias": "float",
         "per_channel": True,
+        "results": False,
+        "saturating_pairs": False,
         "signed": "same",
         "symmetric": True,
         "weight_bits": 8,
     }
     assert shown["this_machine"] is False
+    assert shown["alternatives"] == {}
+    vnni = find("x86-vnni").to_dict()
+    changed = {"results": True, "signed": "same"}
+    assert vnni["alternatives"] == {"onnxruntime": {**vnni["scheme"], **changed}}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x\\ntouch PWNED", "../x"])

@@ -83,6 +83,11 @@ class ImageSet:
         chosen = sorted(random.Random(seed).sample(range(len(self)), count))
         return self.take(chosen)
 
+    def spread(self, count: int) -> ImageSet:
+        """At most `count` pictures, evenly over the set."""
+        count = min(count, len(self))
+        return self.take([index * len(self) // count for index in range(count)])
+
     def take(self, indices: Sequence[int]) -> ImageSet:
         """The pictures at `indices`."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from gnet_opt import backends
 from gnet_opt.backends.onnxruntime import open_reference
-from gnet_opt.bench import accuracy
+from gnet_opt.bench import accuracy, layers
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
 from gnet_opt.errors import BackendError, ConfigError, IntegrityError, ModelError, require
@@ -84,10 +85,7 @@ def open_bundle(
     """
     if reference or bundle.deferred:
         return "reference", open_reference(bundle.model, threads)
-    try:
-        backend: Backend = backends.get(bundle.manifest["target"]["backend"])
-    except ConfigError as error:
-        raise IntegrityError(f"{bundle.root}: {error}") from error
+    backend = _backend_of(bundle)
     return backend.name, backend.open(backend.artifact(bundle.root), threads=threads)
 
 
@@ -213,6 +211,50 @@ def inspect(path: Path) -> dict[str, Any]:
     return {"artifacts": None, "bundle": None, "model": describe(path)}
 
 
+def inspect_layers(
+    path: Path, *, threads: int | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Describe a bundle or an ONNX file, and tell what the runtime executes of it on this machine.
+
+    A bundle is run by its own backend on its first golden picture, an ONNX file by ONNX Runtime on
+    a drawn one.
+
+    Returns:
+        What `inspect` gives, with `executed` (`gnet_opt.bench.layers.Report.to_dict`) and `notes`.
+
+    Raises:
+        BackendError: The bundle's runtime cannot tell; the message says what can.
+        IntegrityError: The bundle is damaged.
+        MissingDependencyError: The runtime, or what reads an ONNX file, is not installed.
+        ModelError: The file is no ONNX file, or does not take a picture.
+    """
+    described = inspect(path)
+    from gnet_opt.quantization.surroundings import surroundings
+
+    notes = []
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-") as scratch:
+        if described["bundle"]:
+            bundle = Bundle.open(path)
+            model, target = bundle.model, bundle.manifest["target"]["name"]
+            backend = _backend_of(bundle)
+            artifact = backend.artifact(bundle.root)
+            batch = bundle.preprocess.normalize(Golden.read(bundle.path("golden")).pixels[:1])
+            if not bundle.deferred and not is_native(bundle):
+                notes.append(f"This machine is not {target}: these are its own kernels.")
+        else:
+            model = _with_names(path, Path(scratch))
+            backend = backends.get("onnxruntime")
+            artifact = Artifact(backend=backend.name, path=model, files=(("onnx", model),))
+            batch = _drawn_input(path)
+            if model != path:
+                described = {**described, "model": inspect(model)["model"]}
+        profile = backend.profile(artifact, batch, threads=threads, progress=progress)
+        found = layers.explain(
+            described["model"]["layers"], surroundings(model), profile, this_machine()
+        )
+    return {**described, "executed": found.to_dict(), "notes": notes}
+
+
 def finish(bundle: Bundle) -> dict[str, Any]:
     """Finish a deferred build on the device itself.
 
@@ -232,6 +274,63 @@ def build_probe() -> dict[str, Any]:
     """Which packages of the extra `build` are missing, without importing any."""
     missing = [name for name in _BUILD_MODULES if find_spec(name) is None]
     return {"install": 'pip install "gnet-opt[build]"' if missing else "", "missing": missing}
+
+
+def _backend_of(bundle: Bundle) -> Backend:
+    try:
+        return backends.get(bundle.manifest["target"]["backend"])
+    except ConfigError as error:
+        raise IntegrityError(f"{bundle.root}: {error}") from error
+
+
+def _with_names(path: Path, scratch: Path) -> Path:
+    """An ONNX file whose nodes have a name each: itself, or a copy in `scratch`."""
+    import onnx_ir as ir
+
+    from gnet_opt.quantization.regions import load_graph
+
+    model = load_graph(path)
+    used = Counter(node.name for node in model.graph)
+    if max(used.values()) == 1 and not used[None] and not used[""]:
+        return path
+    for index, node in enumerate(model.graph):
+        if not node.name or used[node.name] > 1:
+            node.name = f"{node.name or node.op_type}#{index}"
+    ir.external_data.load_to_model(model)
+    copy = scratch / "named.onnx"
+    ir.save(model, copy)
+    return copy
+
+
+def _drawn_input(path: Path) -> FloatArray:
+    """The drawn picture as the input of an ONNX file, ImageNet's mean and deviation assumed.
+
+    Which picture it is hardly matters for the time of dense layers.
+
+    Raises:
+        ModelError: The file does not take one RGB picture of a fixed size in float32.
+    """
+    import onnx_ir as ir
+
+    from gnet_opt.quantization.regions import load_graph
+
+    graph = load_graph(path).graph
+    given = [value for value in graph.inputs if value.name not in graph.initializers]
+    shape = list(given[0].shape) if len(given) == 1 and given[0].shape is not None else []
+    if (
+        len(shape) != 4
+        or shape[1] != 3
+        or not all(isinstance(size, int) for size in shape[2:])
+        or (isinstance(shape[0], int) and shape[0] != 1)
+        or given[0].dtype != ir.DataType.FLOAT
+    ):
+        raise ModelError(
+            f"{path} does not take one picture: its layers are timed with a float32 input of shape "
+            "(1, 3, height, width), height and width fixed. Export it with such an input."
+        )
+    height, width = (int(str(size)) for size in shape[2:])
+    picture = Image.fromarray(draw_picture()).resize((width, height))
+    return IMAGENET.normalize(np.asarray(picture)[None])
 
 
 def _onnx_of(

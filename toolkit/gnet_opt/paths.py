@@ -1,7 +1,12 @@
-"""Where the shipped model and image set are: package data in a wheel, top level in a checkout."""
+"""Where things are on this machine.
+
+The shipped model and image set are package data in a wheel and stand at the top level of a
+checkout; the cache is where the user's other caches are.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -26,3 +31,17 @@ def demo_calibration() -> Path:
 def demo_evaluation() -> Path:
     """The folder of the demo images to evaluate on."""
     return _shipped("calibration/demo/evaluation")
+
+
+def calibration_cache() -> Path:
+    """The folder of kept calibration statistics.
+
+    `GNET_OPT_CACHE` names gnet-opt's cache; without it the XDG Base Directory Specification says
+    where caches are.
+    """
+    own = os.environ.get("GNET_OPT_CACHE")
+    if own:
+        return Path(own) / "calibration"
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache"
+    return base / "gnet-opt" / "calibration"

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,29 @@ import numpy as np
 from gnet_opt import backends, golden
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench import accuracy, latency
+from gnet_opt.bench.process import Subject
 from gnet_opt.bundle import MODEL, Bundle, file_kinds
+from gnet_opt.decision import Figures, decide, refusal
 from gnet_opt.errors import BackendError, GateFailedError, IntegrityError
 from gnet_opt.files import publish, sha256_file, staging_directory
 from gnet_opt.machine import this_machine
 from gnet_opt.planning import Plan
 from gnet_opt.preprocess import FloatArray, PixelArray
 from gnet_opt.progress import Progress, silent
-from gnet_opt.quantization import quantize
-from gnet_opt.runtime import Artifact, Deferred, run_all
+from gnet_opt.quantizer import Quantizer
+from gnet_opt.runtime import Artifact, Backend, Deferred, run_all
+from gnet_opt.search import fewest_float_layers
 from gnet_opt.stages import prepare
+from gnet_opt.target import Scheme
 from gnet_opt.versions import tools
 
 _EXAMPLES = 4
 """Pictures on which the stages before quantization prove their claims."""
+
+_FLOAT = "float"
+"""The float model on the target's own backend, beside which everything is measured."""
+
+_RESOLVE = "gnet_opt.backends:get"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +90,44 @@ def build(job: Plan, progress: Progress = silent) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """One precision, written, compiled and measured in a folder of its own."""
+    """One precision on one backend, written and compiled in a folder of its own."""
 
     precision: str
+    backend: Backend
+    scheme: Scheme | None
     folder: Path
     compiled: Artifact | Deferred
     facts: Mapping[str, Any]
+    float_layers: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision} on {self.backend.name}"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / MODEL
+
+    def figures(self, measured: Mapping[str, Any] | None) -> Figures:
+        return Figures(
+            name=self.name,
+            precision=self.precision,
+            backend=self.backend.name,
+            accuracy=measured,
+            float_layers=tuple(sorted(self.float_layers)),
+            macs_int8_share=self.facts.get("quantize", {}).get("macs_int8_share", 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What ships, or would if the gate let it."""
+
+    candidate: _Candidate
     accuracy: Mapping[str, Any] | None
     latency: Mapping[str, Any] | None
+    decision: Mapping[str, Any] | None = None
+    rejected: str = ""
 
 
 class _Build:
@@ -99,6 +140,8 @@ class _Build:
         self._backend = backends.get(job.target.backend)
         self._float = scratch / "float.onnx"
         self._seconds: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._float_logits: FloatArray | None = None
         examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
         self._pixels: PixelArray = np.stack(
             [job.model.preprocess.load_pixels(path) for path in examples.files]
@@ -110,168 +153,309 @@ class _Build:
             examples = job.model.preprocess.normalize(self._pixels[:_EXAMPLES])
             batch = job.options.batch
             facts = prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
-        wanted = job.options.precision
-        if wanted == "auto":
-            wanted = "int8" if "int8" in job.target.precisions else job.target.precisions[0]
-        chosen = self._candidate(wanted)
-        notes: list[str] = []
-        decision, rejected = None, ""
-        reason = self._refusal(chosen) if chosen.precision == "int8" else ""
-        if reason and job.options.precision == "auto" and "fp32" in job.target.precisions:
-            notes.append(f"INT8 does not ship: {reason} The bundle is float.")
-            decision = {
-                "reason": reason,
-                "refused": {"accuracy": chosen.accuracy, "latency": chosen.latency},
-            }
-            chosen = self._candidate("fp32")
-        elif chosen.precision == "int8":
-            rejected = self._gate(chosen)
-            if reason and not rejected:
-                notes.append(f"{reason} --precision auto would ship float.")
+        automatic = job.options.precision == "auto"
+        chosen = self._decide() if automatic else self._as_asked(job.options.precision)
+        candidate = chosen.candidate
+        if candidate.scheme is not None:
+            with self._timed("quantize"):
+                inputs = job.model.preprocess.normalize(self._pixels)
+                facts["effects"] = self._quantizer.effects(
+                    inputs, candidate.scheme, candidate.float_layers
+                )
+                self._notes += self._quantizer.notes
+        with self._timed("golden"):
+            facts["golden"] = self._golden(candidate)
         output = job.output
+        rejected = chosen.rejected
         if rejected:
             output = output.with_name(f"{output.name}.rejected")
             rejected += (
-                f" The bundle is kept as {output}. Raise --max-drop to accept it, or try another "
-                "--method or more calibration pictures."
+                f" The bundle is kept as {output}. Let --precision auto keep some layers in float, "
+                "raise --max-drop to accept it, or try more calibration pictures."
             )
         manifest = {
-            **self._manifest(chosen, [*job.notes, *notes]),
-            "decision": decision,
-            "facts": {**facts, **chosen.facts},
+            **self._manifest(chosen, [*job.notes, *self._notes]),
+            "decision": chosen.decision,
+            "facts": {**facts, **candidate.facts},
         }
-        kinds = file_kinds(chosen.folder, chosen.compiled)
+        kinds = file_kinds(candidate.folder, candidate.compiled)
         kinds |= {MODEL: "onnx", golden.FILE: "golden"}
-        Bundle.write(chosen.folder, manifest, kinds).check()
-        publish(chosen.folder, output)
+        Bundle.write(candidate.folder, manifest, kinds).check()
+        publish(candidate.folder, output)
         return Result(
             bundle=Bundle.open(output),
-            sizes=self._sizes(output, chosen),
+            sizes=self._sizes(output, candidate),
             seconds=self._seconds,
-            notes=tuple(notes),
+            notes=tuple(self._notes),
             rejected=rejected,
         )
 
-    def _candidate(self, precision: str) -> _Candidate:
-        """Write, compile and measure one precision."""
-        folder = self._scratch / precision
-        folder.mkdir()
-        portable = folder / MODEL
+    # --- what ships -----------------------------------------------------------------------------
+
+    def _as_asked(self, precision: str) -> _Chosen:
+        """The one precision that the user named."""
+        scheme = self._job.target.scheme if precision == "int8" else None
+        candidate = self._candidate(precision, self._backend, scheme)
+        measured = self._score([candidate])[candidate.name]
+        rejected = refusal(candidate.figures(measured), self._job.options.max_drop)
+        latency_ = self._time([candidate])
+        if latency_ is not None and scheme is not None:
+            ratio = latency_.speedup(candidate.name).median
+            if ratio <= 1.0 and not rejected:
+                self._notes.append(
+                    f"INT8 is not faster than float here ({ratio:.2f} times as fast). "
+                    "--precision auto would ship float."
+                )
+        return _Chosen(
+            candidate=candidate,
+            accuracy=measured,
+            latency=self._latency_of(candidate, latency_),
+            rejected=rejected,
+        )
+
+    def _decide(self) -> _Chosen:
+        """The fastest candidate within the budget."""
+        job, target = self._job, self._job.target
+        rivals = [(self._backend, target.scheme), *self._alternatives()]
+        integer = (
+            [self._candidate("int8", backend, scheme) for backend, scheme in rivals]
+            if "int8" in target.precisions
+            else []
+        )
+        whole = (
+            [self._candidate("fp32", backend, None) for backend, _ in rivals]
+            if "fp32" in target.precisions
+            else []
+        )
+        measured = self._score([*integer, *whole])
+        mixed = []
+        for candidate in integer:
+            if refusal(candidate.figures(measured[candidate.name]), job.options.max_drop):
+                made = self._mixed(candidate)
+                if made is None:
+                    self._notes.append(
+                        f"Mixed precision on {candidate.backend.name} was tried: no choice of "
+                        "layers in float but all of them is within the budget."
+                    )
+                    continue
+                mixed.append(made[0])
+                measured[made[0].name] = made[1]
+        candidates = {c.name: c for c in (*integer, *mixed, *whole)}
+        figures = [c.figures(measured[name]) for name, c in candidates.items()]
+        refusals = {f.name: refusal(f, job.options.max_drop) for f in figures}
+        within = [name for name, refused in refusals.items() if not refused]
+        if not within:
+            # A target without float, which alone is always within the budget.
+            first = figures[0].name
+            return _Chosen(
+                candidate=candidates[first],
+                accuracy=measured[first],
+                latency=None,
+                rejected=refusals[first],
+            )
+        report = self._time([candidates[name] for name in within])
+        name, decision = decide(figures, job.options.max_drop, report)
+        if candidates[name].precision != "int8" and integer:
+            self._notes.append(str(decision["reason"]))
+        return _Chosen(
+            candidate=candidates[name],
+            accuracy=measured[name],
+            latency=self._latency_of(candidates[name], report),
+            decision=decision,
+        )
+
+    def _alternatives(self) -> list[tuple[Backend, Scheme]]:
+        """The target's other backends that can be measured here."""
+        if self._job.semantics != "native":
+            return []
+        found = []
+        for name, scheme in self._job.target.alternatives.items():
+            backend = backends.get(name)
+            probe = backend.probe()
+            if probe.available:
+                found.append((backend, scheme))
+            else:
+                self._notes.append(f"{name} was not measured as a candidate: {probe.detail}.")
+        return found
+
+    def _mixed(self, refused: _Candidate) -> tuple[_Candidate, Mapping[str, Any] | None] | None:
+        """The candidate with the fewest multiply-accumulates in float that is within the budget.
+
+        None where that is all of them, which is the float candidate.
+        """
+        assert refused.scheme is not None
+        with self._timed("sensitivity"):
+            costs = self._quantizer.costs
+        tried: dict[frozenset[str], tuple[_Candidate, Mapping[str, Any] | None]] = {}
+
+        def passes(kept: frozenset[str]) -> bool:
+            candidate = self._candidate("mixed", refused.backend, refused.scheme, kept)
+            measured = self._score([candidate])[candidate.name]
+            tried[kept] = candidate, measured
+            return not refusal(candidate.figures(measured), self._job.options.max_drop)
+
+        kept = fewest_float_layers(costs, passes)
+        if len(kept) == len(costs):
+            return None
+        candidate, measured = tried[kept]
+        noise = {cost.name: cost for cost in costs}
+        reasons = {
+            name: {
+                "agreement": noise[name].agreement,
+                "macs": noise[name].macs,
+                "sqnr_db": noise[name].sqnr_db,
+            }
+            for name in sorted(kept)
+        }
+        return replace(candidate, facts={**candidate.facts, "kept_in_float": reasons}), measured
+
+    # --- one candidate --------------------------------------------------------------------------
+
+    @cached_property
+    def _quantizer(self) -> Quantizer:
+        return Quantizer(self._job, self._float, self._scratch, self._progress)
+
+    def _candidate(
+        self,
+        precision: str,
+        backend: Backend,
+        scheme: Scheme | None,
+        keep_float: frozenset[str] = frozenset(),
+    ) -> _Candidate:
+        """Write and compile one precision."""
+        folder = Path(tempfile.mkdtemp(dir=self._scratch, prefix=f"{precision}-{backend.name}-"))
         facts: dict[str, Any] = {}
-        if precision == "int8":
+        if scheme is not None:
             with self._timed("quantize"):
-                facts |= self._quantize(portable)
+                facts = self._quantizer.write(folder / MODEL, scheme, keep_float)
         else:
-            shutil.copyfile(self._float, portable)
+            shutil.copyfile(self._float, folder / MODEL)
         with self._timed("compile"):
-            compiled = self._backend.compile(portable, self._job.target, folder)
-        artifact = compiled if isinstance(compiled, Artifact) else None
-        with self._timed("golden"):
-            facts["golden"] = self._golden(precision, portable, artifact)
-        with self._timed("accuracy"):
-            measured = self._accuracy(portable, artifact)
-        with self._timed("latency"):
-            latency_ = self._latency(artifact)
+            compiled = backend.compile(folder / MODEL, self._job.target, folder)
         return _Candidate(
             precision=precision,
+            backend=backend,
+            scheme=scheme,
             folder=folder,
             compiled=compiled,
             facts=facts,
-            accuracy=measured,
-            latency=latency_,
+            float_layers=keep_float,
         )
 
-    def _quantize(self, out: Path) -> dict[str, Any]:
+    def _score(self, candidates: Sequence[_Candidate]) -> dict[str, Mapping[str, Any] | None]:
+        """The accuracy of each, beside the float model; each model in a process of its own."""
         job = self._job
-        files = self._progress(job.calibration.files, "Calibrating", len(job.calibration))
-        inputs: Iterator[FloatArray] = (job.model.preprocess.load(path) for path in files)
-        return quantize(
-            self._float,
-            out,
-            inputs,
-            job.target.scheme,
-            method=job.options.method,
-            threads=job.options.threads,
-        )
+        if job.evaluation is None:
+            return {candidate.name: None for candidate in candidates}
+        with self._timed("accuracy"):
+            subjects = [
+                self._subject(candidate.name, candidate.model, candidate.compiled)
+                for candidate in candidates
+                if not self._is_float(candidate)
+            ]
+            if self._float_logits is None:
+                subjects.insert(0, self._subject(_FLOAT, self._float, self._float_artifact))
+            logits = accuracy.collect_apart(
+                subjects,
+                job.evaluation,
+                job.model.preprocess,
+                threads=job.options.threads,
+                progress=self._progress,
+            )
+            if self._float_logits is None:
+                self._float_logits = logits[_FLOAT]
+            logits[_FLOAT] = self._float_logits
+            return {
+                candidate.name: {
+                    **accuracy.compare(
+                        self._float_logits,
+                        logits[_FLOAT if self._is_float(candidate) else candidate.name],
+                        job.evaluation.labels,
+                        semantics=job.semantics,
+                    ).to_dict(),
+                    "digest": job.evaluation.digest,
+                    "set": job.evaluation.name,
+                }
+                for candidate in candidates
+            }
 
-    def _golden(self, precision: str, portable: Path, artifact: Artifact | None) -> dict[str, Any]:
+    def _time(self, candidates: Sequence[_Candidate]) -> latency.LatencyReport | None:
+        """The latency of each beside the target's own float, or None where it is not to be had."""
+        job = self._job
+        artifacts = {c.name: c.compiled for c in candidates if isinstance(c.compiled, Artifact)}
+        if job.semantics != "native" or len(artifacts) < len(candidates):
+            return None
+        with self._timed("latency"):
+            float_artifact = self._float_artifact
+            assert isinstance(float_artifact, Artifact)  # the same backend compiled the others
+            names = {c.name: _FLOAT if self._is_float(c) else c.name for c in candidates}
+            report = latency.measure(
+                [
+                    Subject(name=name, artifact=artifact, resolve=_RESOLVE)
+                    for name, artifact in {_FLOAT: float_artifact, **artifacts}.items()
+                    if names.get(name, name) == name
+                ],
+                job.model.preprocess.normalize(self._pixels[:1]),
+                threads=job.options.threads or this_machine().cores,
+                progress=self._progress,
+            )
+            return report.renamed({_FLOAT: _FLOAT, **names})
+
+    def _is_float(self, candidate: _Candidate) -> bool:
+        """Whether a candidate is what the others are measured beside, and not measured twice."""
+        return candidate.precision == "fp32" and candidate.backend.name == self._backend.name
+
+    def _latency_of(
+        self, candidate: _Candidate, report: latency.LatencyReport | None
+    ) -> dict[str, Any] | None:
+        """`latency` of the manifest: float and what ships, side by side."""
+        if report is None:
+            return None
+        return report.renamed({"float": _FLOAT, "quantized": candidate.name}).to_dict()
+
+    def _subject(self, name: str, model: Path, compiled: Artifact | Deferred) -> Subject:
+        """What is run for accuracy: this machine's kernels where they are the target's."""
+        artifact = Artifact(backend="reference", path=model, files=(("onnx", model),))
+        if self._job.semantics == "native" and isinstance(compiled, Artifact):
+            artifact = compiled
+        return Subject(name=name, artifact=artifact, resolve=_RESOLVE)
+
+    @cached_property
+    def _float_artifact(self) -> Artifact | Deferred:
+        """The float model compiled by the target's own backend."""
+        folder = self._scratch / "float"
+        folder.mkdir()
+        return self._backend.compile(self._float, self._job.target, folder)
+
+    def _golden(self, chosen: _Candidate) -> dict[str, Any]:
         """Write the golden samples, and hold this machine's runtime to them where it counts."""
         job = self._job
         inputs = job.model.preprocess.normalize(self._pixels)
-        with open_reference(portable, job.options.threads) as runner:
+        with open_reference(chosen.model, job.options.threads) as runner:
             outputs = run_all(runner, inputs)
         with open_reference(self._float, job.options.threads) as runner:
             float_outputs = run_all(runner, inputs)
         samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
-        samples.write(portable.with_name(golden.FILE))
+        samples.write(chosen.folder / golden.FILE)
         facts = {
             "images": len(inputs),
             "runtime_sqnr_db": None,
             "sqnr_db": accuracy.sqnr_db(float_outputs, outputs),
         }
-        if artifact is not None and job.semantics == "native":
-            with self._backend.open(artifact, threads=job.options.threads) as runner:
+        if isinstance(chosen.compiled, Artifact) and job.semantics == "native":
+            with chosen.backend.open(chosen.compiled, threads=job.options.threads) as runner:
+                tolerance = golden.TOLERANCE_DB[chosen.precision]
+                name = chosen.backend.name
                 try:
-                    facts["runtime_sqnr_db"] = samples.replay(
-                        runner, inputs, golden.TOLERANCE_DB[precision], artifact.backend
-                    )
+                    facts["runtime_sqnr_db"] = samples.replay(runner, inputs, tolerance, name)
                 except IntegrityError as error:
                     raise BackendError(
-                        f"{job.target.backend} does not compute on this machine what the INT8 "
-                        f"model means, though it is {job.target.name}: {error} Please report it."
+                        f"{name} does not compute on this machine what the INT8 model means, "
+                        f"though it is {job.target.name}: {error} Please report it."
                     ) from error
         return facts
 
-    def _accuracy(self, portable: Path, artifact: Artifact | None) -> dict[str, Any] | None:
-        job = self._job
-        if job.evaluation is None:
-            return None
-        threads = job.options.threads
-        if artifact is not None and job.semantics == "native":
-            before = self._backend.open(self._float_artifact(), threads=threads)
-            after = self._backend.open(artifact, threads=threads)
-        else:
-            before, after = open_reference(self._float, threads), open_reference(portable, threads)
-        with before as float_runner, after as quantized_runner:
-            runners = {"float": float_runner, "quantized": quantized_runner}
-            logits = accuracy.collect(runners, job.evaluation, job.model.preprocess, self._progress)
-        compared = accuracy.compare(
-            logits["float"],
-            logits["quantized"],
-            job.evaluation.labels,
-            semantics=job.semantics,
-        )
-        return {
-            **compared.to_dict(),
-            "digest": job.evaluation.digest,
-            "set": job.evaluation.name,
-        }
-
-    def _latency(self, artifact: Artifact | None) -> dict[str, Any] | None:
-        job = self._job
-        if artifact is None or job.semantics != "native":
-            return None
-        resolve = "gnet_opt.backends:get"
-        report = latency.measure(
-            [
-                latency.Subject(name="float", artifact=self._float_artifact(), resolve=resolve),
-                latency.Subject(name="quantized", artifact=artifact, resolve=resolve),
-            ],
-            job.model.preprocess.normalize(self._pixels[:1]),
-            threads=job.options.threads or this_machine().cores,
-            progress=self._progress,
-        )
-        return report.to_dict()
-
-    def _float_artifact(self) -> Artifact:
-        """The float model compiled by the same backend, made once."""
-        folder = self._scratch / "float"
-        if folder.is_dir():
-            return self._backend.artifact(folder)
-        folder.mkdir()
-        compiled = self._backend.compile(self._float, self._job.target, folder)
-        assert isinstance(compiled, Artifact)  # only a target that compiles here comes this far
-        return compiled
+    # --- the bundle -----------------------------------------------------------------------------
 
     def _sizes(self, root: Path, chosen: _Candidate) -> dict[str, int]:
         """Bytes of the float and the shipped portable model, and of what was compiled from it."""
@@ -290,37 +474,15 @@ class _Build:
             "quantized": (root / MODEL).stat().st_size,
         }
 
-    def _gate(self, candidate: _Candidate) -> str:
-        """Why the accuracy gate refuses, or nothing."""
-        drop = candidate.accuracy and candidate.accuracy["drop"]
-        if not candidate.accuracy or not drop or drop["value"] <= self._job.options.max_drop:
-            return ""
-        low, high = drop["ci95"]
-        return (
-            f"INT8 loses {drop['value']:.2f} points of top-1 (95 % interval {low:.2f} to "
-            f"{high:.2f}, {candidate.accuracy['images']} pictures); --max-drop allows "
-            f"{self._job.options.max_drop:g}."
-        )
-
-    def _refusal(self, candidate: _Candidate) -> str:
-        """Why INT8 is not worth shipping, or nothing."""
-        if reason := self._gate(candidate):
-            return reason
-        if candidate.latency:
-            speedup = candidate.latency["speedup"]["quantized"]["median"]
-            if speedup <= 1.0:
-                return f"INT8 is not faster than float here ({speedup:.2f} times as fast)."
-        return ""
-
-    def _manifest(self, chosen: _Candidate, notes: list[str]) -> dict[str, Any]:
-        job = self._job
-        compiled = chosen.compiled
+    def _manifest(self, chosen: _Chosen, notes: list[str]) -> dict[str, Any]:
+        job, candidate = self._job, chosen.candidate
+        compiled = candidate.compiled
         return {
             "accuracy": chosen.accuracy,
             "calibration": {
                 "digest": job.calibration.digest,
                 "images": len(job.calibration),
-                "method": job.options.method if chosen.precision == "int8" else None,
+                "method": self._quantizer.recipe.method if candidate.scheme else None,
                 "seed": job.options.seed,
                 "set": job.calibration.name,
             },
@@ -336,7 +498,7 @@ class _Build:
                 "inputs": f"{golden.FILE}:pixels",
                 "outputs": f"{golden.FILE}:outputs",
                 "semantics": "reference",
-                "tolerance": {"sqnr_db": golden.TOLERANCE_DB[chosen.precision]},
+                "tolerance": {"sqnr_db": golden.TOLERANCE_DB[candidate.precision]},
             },
             "labels": list(job.model.labels),
             "latency": chosen.latency,
@@ -348,11 +510,11 @@ class _Build:
                 "source": job.model.source,
             },
             "notes": notes,
-            "precision": chosen.precision,
+            "precision": candidate.precision,
             "preprocess": job.model.preprocess.to_dict(),
-            "scheme": job.target.scheme.to_dict() if chosen.precision == "int8" else None,
+            "scheme": candidate.scheme.to_dict() if candidate.scheme else None,
             "target": {
-                "backend": job.target.backend,
+                "backend": candidate.backend.name,
                 "match": job.target.match and dataclasses.asdict(job.target.match),
                 "name": job.target.name,
                 "sha256": sha256_file(job.target.file),

@@ -12,10 +12,12 @@ from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyErro
 from gnet_opt.files import check_writable
 from gnet_opt.images import ImageSet, check_disjoint
 from gnet_opt.model import Model
-from gnet_opt.quantization import DEFAULT_METHOD, METHODS
+from gnet_opt.quantization import DEFAULT_METHOD, METHODS, check_enough
 from gnet_opt.target import PRECISIONS, Target
 
 _FEW_IMAGES = 32
+_FEW_FOR_AUTO = 40
+"""Eight of them are held back to judge by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +25,31 @@ class Options:
     """What a user can choose for a build.
 
     Attributes:
-        precision: `int8`, `fp32`, or `auto`: INT8 if it passes the gate and is faster where that
-            can be measured, else float.
-        method: How ranges are chosen, one of `gnet_opt.quantization.METHODS`.
+        precision: `int8`, `fp32`, or `auto`: the fastest of INT8, INT8 with some layers in float,
+            and float that passes the gate.
+        method: How ranges are chosen, one of `gnet_opt.quantization.METHODS`, or `auto`: the one
+            that measures best on calibration pictures that are held back.
+        bias_correction: Whether biases undo the mean error of the rounded weights.
+        weight_search: Whether scales of weights may clip.
         max_drop: The most top-1 that INT8 may lose, in percentage points.
         samples: At most this many calibration pictures, taken at random.
         seed: Of that choice.
         batch: 1, or `dynamic`.
         threads: CPU threads for measuring, or None for the runtime's own choice.
+        cache: Folder of calibration statistics from earlier runs, or None to keep none.
         force: Whether an existing bundle is replaced.
     """
 
     precision: str = "int8"
     method: str = DEFAULT_METHOD
+    bias_correction: bool = True
+    weight_search: bool = False
     max_drop: float = 1.0
     samples: int = 256
     seed: int = 0
     batch: Literal[1, "dynamic"] = 1
     threads: int | None = None
+    cache: Path | None = None
     force: bool = False
 
     def check(self, target: Target) -> None:
@@ -56,9 +65,19 @@ class Options:
                 f"The target {target.name} has no {self.precision}; it has "
                 f"{', '.join(target.precisions)}. Choose one of them with --precision."
             )
-        if self.method not in METHODS:
+        if self.precision == "fp16":
             raise ConfigError(
-                f"There is no calibration method {self.method!r}; use one of {', '.join(METHODS)}."
+                "gnet-opt writes no fp16 models yet. Use --precision int8, fp32 or auto."
+            )
+        if self.precision == "auto" and not {"int8", "fp32"} & set(target.precisions):
+            raise ConfigError(
+                f"The target {target.name} has neither int8 nor fp32, so --precision auto has "
+                "nothing to choose from. Add one of them to its file."
+            )
+        if self.method not in (*METHODS, "auto"):
+            raise ConfigError(
+                f"There is no calibration method {self.method!r}; use auto or one of "
+                f"{', '.join(METHODS)}."
             )
         if not self.max_drop >= 0.0:
             raise ConfigError(f"--max-drop is {self.max_drop}; it must be at least 0.")
@@ -138,11 +157,16 @@ def plan(
     options.check(target)
     _check_replaceable(output, options.force)
     probe = backends.get(target.backend).probe()
+    if options.precision == "auto":
+        for name in target.alternatives:
+            backends.get(name)
     if target.compile == "host" and not probe.available:
         raise MissingDependencyError(probe.detail)
     notes = list(model.assumptions)
     chosen = calibration.sample(options.samples, options.seed)
     chosen.check_readable()
+    if options.precision != "fp32":
+        _check_enough(options.method, len(chosen))
     if len(chosen) < _FEW_IMAGES:
         notes.append(
             f"Only {len(chosen)} calibration pictures: ranges may be too narrow. "
@@ -188,6 +212,16 @@ def plan(
         output=output,
         notes=tuple(notes),
     )
+
+
+def _check_enough(method: str, images: int) -> None:
+    if method != "auto":
+        check_enough(method, images)
+    elif images < _FEW_FOR_AUTO:
+        raise CalibrationError(
+            f"The method auto holds back every fifth of the {images} calibration pictures to judge "
+            f"by, and needs at least {_FEW_FOR_AUTO}. Add pictures, or use --method minmax."
+        )
 
 
 def _left_over(calibration: ImageSet, chosen: ImageSet, classes: int) -> ImageSet | None:

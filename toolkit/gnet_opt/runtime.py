@@ -1,4 +1,4 @@
-"""What a backend is: two methods to make and open an artifact, and a way to ask if it is there."""
+"""What a backend is: methods to make, open and profile an artifact, and to ask if it is there."""
 
 from __future__ import annotations
 
@@ -6,14 +6,27 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gnet_opt.progress import Progress, silent
 from gnet_opt.target import Target
 
 FloatArray = npt.NDArray[np.float32]
+NodeKind = Literal[
+    "layer", "concat", "elementwise", "lrn", "pool", "quantize", "reorder", "softmax", "other"
+]
+"""What an executed node is for, whatever a runtime calls it.
+
+`layer` multiplies with weights (convolution, Gemm, MatMul); `quantize` changes between integers and
+float; `reorder` only moves values to another memory layout.
+"""
+
+INTEGERS = ("s8", "u8")
+"""The precisions that count as INT8."""
+
 _T = TypeVar("_T")
 
 
@@ -64,6 +77,66 @@ class Probe:
     available: bool
     version: str
     detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutedNode:
+    """One step of a runtime's own plan for a model, which fuses and inserts nodes.
+
+    Attributes:
+        name: As the runtime calls it.
+        operator: As the runtime calls it, `QLinearConv` or `Convolution` for example.
+        kind: What it is for.
+        precision: Of its data input while it computes: `u8`, `s8`, `f32`, `bf16`, `f16`, or what
+            else the runtime says.
+        microseconds: Its time for one picture; the median over rounds.
+        covers: Names of the model's nodes that it computes, empty for one that was inserted.
+        kernel: Which code runs, as the runtime calls it; empty where it does not tell.
+    """
+
+    name: str
+    operator: str
+    kind: NodeKind
+    precision: str
+    microseconds: float
+    covers: tuple[str, ...] = ()
+    kernel: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The node for a report."""
+        return {
+            "covers": list(self.covers),
+            "kernel": self.kernel,
+            "kind": self.kind,
+            "microseconds": self.microseconds,
+            "name": self.name,
+            "operator": self.operator,
+            "precision": self.precision,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a runtime really executes for one picture, and for how long.
+
+    Counting itself costs time, so that shares of the time say more than times do. Latency is what
+    `gnet_opt.bench.latency` measures.
+
+    Attributes:
+        backend: The backend's name.
+        version: The runtime's version.
+        threads: CPU threads, or None for the runtime's own choice.
+        runs: The number of runs that were timed, in all rounds together.
+        nodes: What ran, in order; nodes that take no time at all may be left out.
+        rounds: The time of all nodes together, in microseconds, one a round.
+    """
+
+    backend: str
+    version: str
+    threads: int | None
+    runs: int
+    nodes: tuple[ExecutedNode, ...]
+    rounds: tuple[float, ...]
 
 
 class Runner(Protocol):
@@ -118,6 +191,30 @@ class Backend(Protocol):
         Raises:
             MissingDependencyError: The runtime is not installed.
             BackendError: The runtime refused the artifact.
+        """
+        ...
+
+    def profile(
+        self,
+        artifact: Artifact,
+        batch: FloatArray,
+        *,
+        threads: int | None = None,
+        runs: int = 100,
+        progress: Progress = silent,
+    ) -> Profile:
+        """Tell what the runtime executes on this machine: nodes, precisions, kernels and times.
+
+        Args:
+            artifact: What `compile` made.
+            batch: A real picture, preprocessed: float32 of shape (1, 3, height, width).
+            threads: CPU threads, or None for the runtime's own choice.
+            runs: How often to run it at least, warming up left out.
+            progress: Shows the rounds.
+
+        Raises:
+            MissingDependencyError: The runtime is not installed.
+            BackendError: The runtime refused the artifact, or it cannot tell on this machine.
         """
         ...
 

@@ -26,10 +26,11 @@ _T = TypeVar("_T")
 
 # fmt: off
 _TYPES = {
-    "activations": str, "aliases": list, "any_of": list, "architecture": str, "backend": str,
-    "bias": str, "board": str, "claim": str, "compile": str, "date": str, "device": dict,
-    "name": str, "none_of": list, "options": dict, "per_channel": bool, "precisions": list,
-    "source": str, "summary": str, "symmetric": bool, "weight_bits": int,
+    "activations": str, "aliases": list, "alternatives": dict, "any_of": list,
+    "architecture": str, "backend": str, "bias": str, "board": str, "claim": str,
+    "compile": str, "date": str, "device": dict, "name": str, "none_of": list,
+    "options": dict, "per_channel": bool, "precisions": list, "results": bool,
+    "saturating_pairs": bool, "source": str, "summary": str, "symmetric": bool, "weight_bits": int,
 }
 # fmt: on
 _TYPE_NAMES = {
@@ -51,6 +52,10 @@ class Scheme:
         signed: The type of activations with values below zero, the network's input above all:
             the same as the others, or `s8` with zero point 0 where kernels have no zero points.
         weight_bits: 8, or 7 where the instruction set adds two products in 16 bits and saturates.
+        saturating_pairs: Whether it does so and weights have eight bits all the same: then no two
+            neighbouring ones may add up to more than the 16 bits hold.
+        results: Whether the result of a layer is quantized though only float arithmetic reads it,
+            for runtimes that compute a layer in INT8 only then.
         per_channel: Whether each output channel of a weight has a scale of its own.
         bias: `float`, added after dequantization; the one form that every backend here fuses.
     """
@@ -58,7 +63,9 @@ class Scheme:
     activations: Literal["u8", "s8"]
     symmetric: bool
     weight_bits: Literal[7, 8]
+    saturating_pairs: bool = False
     signed: Literal["same", "s8"] = "same"
+    results: bool = False
     per_channel: bool = True
     bias: Literal["float"] = "float"
 
@@ -114,6 +121,8 @@ class Target:
         compile: `host`, compiled where the bundle is made, or `device`, finished on the device.
         precisions: Best first; those that make sense there.
         scheme: The integer form.
+        alternatives: Other backends that run there, each with its integer form, which differs
+            from `scheme` in what the target file says; `--precision auto` measures them as well.
         match: How a machine is recognised as this target; None means it never is by itself.
         options: Passed to the backend.
         device: Facts about the device for people and for deferred builds.
@@ -129,6 +138,7 @@ class Target:
     scheme: Scheme
     evidence: tuple[Evidence, ...]
     aliases: tuple[str, ...] = ()
+    alternatives: Mapping[str, Scheme] = field(default_factory=dict)
     match: Match | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +158,7 @@ class Target:
             raise ConfigError(f"The target file {path} cannot be read: {error}.") from error
         values: dict[str, Any] = dict(table)
         values["scheme"] = _build(Scheme, table.get("scheme"), "scheme", path)
+        values["alternatives"] = _alternatives(table, path)
         if "match" in table:
             values["match"] = _build(Match, table["match"], "match", path)
         evidence = table.get("evidence", [])
@@ -171,6 +182,7 @@ class Target:
         """The target as it is printed by `gnet-opt targets NAME --json`."""
         return {
             "aliases": list(self.aliases),
+            "alternatives": {name: s.to_dict() for name, s in self.alternatives.items()},
             "backend": self.backend,
             "compile": self.compile,
             "device": dict(self.device),
@@ -253,6 +265,21 @@ def _build(kind: type[_T], table: Any, where: str, path: Path) -> _T:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
 
 
+def _alternatives(table: Mapping[str, Any], path: Path) -> dict[str, Scheme]:
+    """The integer form of each other backend: the target's own with what its table changes."""
+    found = table.get("alternatives", {})
+    for name in found if isinstance(found, Mapping) else ():
+        if not isinstance(found[name], Mapping):
+            raise ConfigError(
+                f"{path}: alternatives.{name} is {found[name]!r}; it must be a table."
+            )
+    _check_type(f"{path}: alternatives", found, dict)
+    return {
+        name: _build(Scheme, {**table["scheme"], **changes}, f"alternatives.{name}", path)
+        for name, changes in found.items()
+    }
+
+
 def _check_type(where: str, value: object, kind: type) -> None:
     items = value if kind is list and isinstance(value, list) else ()
     if type(value) is not kind or not all(isinstance(item, str) for item in items):
@@ -261,16 +288,25 @@ def _check_type(where: str, value: object, kind: type) -> None:
 
 def _check(target: Target) -> None:
     """Refuse values that no backend could honour."""
+    schemes = {
+        "scheme": target.scheme,
+        **{f"alternatives.{name}": scheme for name, scheme in target.alternatives.items()},
+    }
     allowed: list[tuple[str, object, tuple[object, ...]]] = [
         ("compile", target.compile, ("host", "device")),
-        ("scheme.activations", target.scheme.activations, ("u8", "s8")),
-        ("scheme.symmetric", target.scheme.symmetric, (True, False)),
-        ("scheme.signed", target.scheme.signed, ("same", "s8")),
-        ("scheme.weight_bits", target.scheme.weight_bits, (7, 8)),
-        ("scheme.per_channel", target.scheme.per_channel, (True, False)),
-        ("scheme.bias", target.scheme.bias, ("float",)),
         *(("precisions", precision, PRECISIONS) for precision in target.precisions),
     ]
+    for where, scheme in schemes.items():
+        allowed += [
+            (f"{where}.activations", scheme.activations, ("u8", "s8")),
+            (f"{where}.symmetric", scheme.symmetric, (True, False)),
+            (f"{where}.signed", scheme.signed, ("same", "s8")),
+            (f"{where}.weight_bits", scheme.weight_bits, (7, 8)),
+            (f"{where}.saturating_pairs", scheme.saturating_pairs, (True, False)),
+            (f"{where}.results", scheme.results, (True, False)),
+            (f"{where}.per_channel", scheme.per_channel, (True, False)),
+            (f"{where}.bias", scheme.bias, ("float",)),
+        ]
     for where, value, choices in allowed:
         if value not in choices:
             listed = ", ".join(str(choice) for choice in choices)
@@ -282,14 +318,20 @@ def _check(target: Target) -> None:
                 f"{target.file}: {where} is {name!r}; a name starts with a letter or digit and "
                 "has only letters, digits and _ . + - in it."
             )
+    if target.backend in target.alternatives:
+        raise ConfigError(
+            f"{target.file}: alternatives.{target.backend} is the backend of the target itself; "
+            "its integer form stands in [scheme]."
+        )
     if len(set(target.precisions)) != len(target.precisions):
         raise ConfigError(f"{target.file}: precisions names one twice.")
     if not target.precisions:
         raise ConfigError(f"{target.file}: precisions is empty; name at least fp32.")
-    if target.scheme.activations == "u8" and target.scheme.symmetric:
-        raise ConfigError(
-            f"{target.file}: scheme.symmetric needs scheme.activations = 's8': "
-            "an unsigned type has no zero point 0 in its middle."
-        )
+    for where, scheme in schemes.items():
+        if scheme.activations == "u8" and scheme.symmetric:
+            raise ConfigError(
+                f"{target.file}: {where}.symmetric needs {where}.activations = 's8': "
+                "an unsigned type has no zero point 0 in its middle."
+            )
     if not target.evidence:
         raise ConfigError(f"{target.file}: evidence is empty; say where the choices come from.")

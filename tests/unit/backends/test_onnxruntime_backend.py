@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from conformance import models
+from gnet_opt.backends import onnxruntime as onnxruntime_backend
 from gnet_opt.backends.onnxruntime import OnnxRuntimeBackend, ReferenceBackend, open_reference
 from gnet_opt.machine import this_machine
-from gnet_opt.runtime import Artifact
+from gnet_opt.runtime import INTEGERS, Artifact
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -95,3 +97,96 @@ def test_the_reference_is_float_arithmetic_on_rounded_values(tmp_path: Path) -> 
     expected = (x * (weight[0, :, 0] * 0.25)).sum(0) + 0.3
     with open_reference(path, threads=1) as runner:
         np.testing.assert_allclose(runner.run(batch)[0], expected, rtol=1e-6)
+
+
+def optimized(model: Path, folder: Path) -> Counter[str]:
+    """The operators of the graph that ONNX Runtime makes of a model."""
+    import onnx
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+@pytest.mark.parametrize("form", ["u8", "s8", "float"])
+def test_the_profile_is_the_optimized_graph(form: Any, tmp_path: Path) -> None:
+    net = models.float_net()
+    if form != "float":
+        net = models.quantize(net, models.pictures(4), form, weight_bits=7)
+    models.save(net, tmp_path / "model.onnx")
+    artifact = OnnxRuntimeBackend().artifact(tmp_path)
+    profile = OnnxRuntimeBackend().profile(artifact, models.pictures(1), threads=1, runs=30)
+    assert Counter(node.operator for node in profile.nodes) == optimized(artifact.path, tmp_path)
+    layers = [node for node in profile.nodes if node.kind == "layer"]
+    assert len(layers) == 15
+    for node in layers:
+        integer = node.operator in ("QLinearConv", "QGemm")
+        assert (node.precision in INTEGERS) == integer
+        assert integer or node.precision == "f32"
+    # All but the one in front of the LRN and the classifier, whose result is float.
+    assert (sum(node.precision == "u8" for node in layers) == 13) == (form == "u8")
+    (lrn,) = [node for node in profile.nodes if node.kind == "lrn"]
+    assert lrn.covers[-1] == "lrn"
+    assert not [
+        node
+        for node in profile.nodes
+        if node.operator in ("ReorderInput", "Transpose") and node.kind != "reorder"
+    ]
+    assert (profile.backend, profile.threads, profile.runs) == ("onnxruntime", 1, 30)
+    assert profile.version == onnxruntime.__version__
+    assert len(profile.rounds) == 3
+    assert all(node.microseconds >= 0 for node in profile.nodes)
+    assert sum(node.microseconds for node in profile.nodes) > 0
+
+
+def test_the_profile_runs_what_open_runs(artifact: Artifact, options: list[Any]) -> None:
+    backend = OnnxRuntimeBackend()
+    with backend.open(artifact, threads=1):
+        pass
+    backend.profile(artifact, models.pictures(1), threads=1, runs=1)
+    usual, counted = options
+    for key in ("session.force_spinning_stop", "session.intra_op.allow_spinning"):
+        assert usual.get_session_config_entry(key) == counted.get_session_config_entry(key)
+    for name in ("graph_optimization_level", "execution_mode", "intra_op_num_threads"):
+        assert getattr(usual, name) == getattr(counted, name)
+    assert (usual.enable_profiling, counted.enable_profiling) == (False, True)
+
+
+def event(name: str, microseconds: int, operator: str, shapes: list[Any], index: str = "0") -> Any:
+    return {
+        "cat": "Node",
+        "dur": microseconds,
+        "name": f"{name}_kernel_time",
+        "args": {"input_type_shape": shapes, "node_index": index, "op_name": operator},
+    }
+
+
+def test_a_trace_is_read_run_by_run() -> None:
+    image, scalar = {"uint8": [1, 3, 4, 4]}, {"float": []}
+    events: list[Any] = [{"cat": "Session", "name": "session_initialization", "dur": 9}]
+    for time in (50, 10, 20):
+        events += [
+            # Without the fences of old versions, and with two nodes of one name.
+            {"cat": "Node", "dur": 1, "name": "c_fence_before", "args": {"op_name": "Conv"}},
+            event("c_token_7_nchwc", time, "QLinearConv", [image, scalar], "1"),
+            event("cat", 3, "QLinearConcat", [scalar, {"uint8": []}, image], "2"),
+            event("cat", 4, "Concat", [{"float16": [1, 2]}], "3"),
+            event("lonely", 1, "ConstantOfShape", []),
+            {"cat": "Session", "name": "model_run", "dur": time + 9},
+        ]
+    runs = onnxruntime_backend._runs_of(events)
+    assert [sum(times.values()) for times, _ in runs] == [58, 18, 28]
+    nodes = onnxruntime_backend._executed(runs)
+    assert [(n.name, n.kind, n.precision, n.microseconds, n.covers) for n in nodes] == [
+        ("c_token_7_nchwc", "layer", "u8", 20, ("c_token_7_nchwc", "c")),
+        ("cat", "concat", "u8", 3, ("cat",)),
+        ("cat", "concat", "f16", 4, ("cat",)),
+        ("lonely", "other", "", 1, ("lonely",)),
+    ]
+
+
+def test_a_product_that_quantizes_by_itself_is_integer() -> None:
+    said = {"input_type_shape": [{"float": [1, 8]}], "op_name": "DynamicQuantizeMatMul"}
+    assert onnxruntime_backend._precision("DynamicQuantizeMatMul", said) == "u8"

@@ -9,10 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import pytest
 
 from conformance import models
+from gnet_opt.backends import openvino as openvino_backend
 from gnet_opt.backends.openvino import OpenVinoBackend, import_quietly
+from gnet_opt.runtime import INTEGERS, Artifact
 from gnet_opt.target import find
 
 if importlib.util.find_spec("openvino") is None:
@@ -124,3 +127,107 @@ def test_nothing_is_reported_home() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "openvino.tools.ovc.telemetry_stub\n", done.stderr
+
+
+def quantized(folder: Path, form: Literal["u8", "s8"] = "u8", *, lrn: bool = True) -> Artifact:
+    net = models.quantize(models.float_net(lrn=lrn), models.pictures(4), form, weight_bits=7)
+    backend = OpenVinoBackend()
+    artifact = backend.compile(models.save(net, folder / "in.onnx"), find("openvino-cpu"), folder)
+    assert isinstance(artifact, Artifact)
+    return artifact
+
+
+def test_the_profile_is_the_runtime_model(tmp_path: Path) -> None:
+    artifact = quantized(tmp_path)
+    profile = OpenVinoBackend().profile(artifact, models.pictures(1), threads=1, runs=30)
+    said = executed(artifact.path)
+    layers = [node for node in profile.nodes if node.kind == "layer"]
+    assert len(layers) == 15
+    assert Counter((node.operator, node.precision.replace("s8", "i8")) for node in layers) == {
+        key: count for key, count in said.items() if key[0] in ("Convolution", "FullyConnected")
+    }
+    (lrn,) = [node for node in profile.nodes if node.kind == "lrn"]
+    assert (lrn.precision, lrn.covers) == ("f32", ("lrn",))
+    for node in layers:
+        assert node.precision in INTEGERS
+        assert node.kernel.lower().endswith("i8")
+    # Nothing that does no work, and nothing twice.
+    operators = {node.operator for node in profile.nodes}
+    assert not operators & {"Const", "Input", "Output"}
+    assert len({node.name for node in profile.nodes}) == len(profile.nodes)
+    assert (profile.backend, profile.threads, profile.runs) == ("openvino", 1, 30)
+    assert profile.version == OpenVinoBackend().probe().version
+    assert len(profile.rounds) == 3
+
+
+class EveryNodeTakesTwo(dict[str, float]):
+    """Counters for nodes of any name: those of a small net take less than a microsecond."""
+
+    def get(self, name: str, default: float = 0.0) -> float:  # type: ignore[override]
+        return 2.0
+
+
+def test_what_quantizes_is_told_from_other_elementwise_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = quantized(tmp_path)
+    monkeypatch.setattr(openvino_backend, "_counted_round", lambda *_: EveryNodeTakesTwo())
+    profile = OpenVinoBackend().profile(artifact, models.pictures(1), threads=1, runs=1)
+    quantizers = [node for node in profile.nodes if node.kind == "quantize"]
+    # The input, what the LRN gives, and the average that the classifier takes.
+    assert {cover for node in quantizers for cover in node.covers} >= {"input_dq", "lrn_dq"}
+    assert {node.precision for node in quantizers} == {"f32"}
+    assert {node.microseconds for node in profile.nodes} == {2.0}
+
+
+def test_elementwise_work_in_float_is_no_quantization(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = models.float_net()
+    net.graph.node[-1].output[0] = "scores"
+    for operator, source, result in (("Softmax", "scores", "p"), ("Exp", "p", "logits")):
+        net.graph.node.append(onnx.helper.make_node(operator, [source], [result], name=operator))
+    backend = OpenVinoBackend()
+    target = find("openvino-cpu")
+    artifact = backend.compile(models.save(net, tmp_path / "x.onnx"), target, tmp_path)
+    monkeypatch.setattr(openvino_backend, "_counted_round", lambda *_: EveryNodeTakesTwo())
+    profile = backend.profile(artifact, models.pictures(1), threads=1, runs=1)
+    kinds = {node.kind for node in profile.nodes}
+    assert {"concat", "elementwise", "layer", "lrn", "pool", "softmax"} <= kinds
+    assert "quantize" not in kinds
+    assert {node.precision for node in profile.nodes} == {"f32"}
+
+
+def test_counters_are_means_and_rounds_undo_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up that is slow does not count, though the counters never forget it."""
+    durations = {"conv": [900, 30, 20, *[100] * 5, *[120] * 5]}
+
+    class Counting:
+        ran = 0
+
+        def __init__(self, compiled: object, path: Path) -> None:
+            pass
+
+        def run(self, batch: object) -> None:
+            self.ran += 1
+
+        def counters(self) -> dict[str, float]:
+            return {name: sum(all_[: self.ran]) / self.ran for name, all_ in durations.items()}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(openvino_backend, "_Runner", Counting)
+    counted = openvino_backend._counted_round(None, Path("x"), models.pictures(1))
+    assert counted == {"conv": pytest.approx(110.0)}
+
+
+def test_a_profile_keeps_the_layers_that_take_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = quantized(tmp_path)
+    monkeypatch.setattr(openvino_backend, "_counted_round", lambda *_: {})
+    profile = OpenVinoBackend().profile(artifact, models.pictures(1), threads=1)
+    assert {node.kind for node in profile.nodes} == {"layer"}
+    assert len(profile.nodes) == 15
+    assert profile.rounds == (0,) * 10

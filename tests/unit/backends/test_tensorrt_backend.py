@@ -8,9 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.helper as oh
 import pytest
 
 from conformance import models
+from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.backends.tensorrt import TensorRtBackend, build_command
 from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
 from gnet_opt.runtime import Deferred
@@ -93,6 +97,55 @@ def test_compile_reads_the_precision_from_the_model(quantized: Path, tmp_path: P
     assert "--int8" not in backend.compile(plain, board("8.6"), tmp_path).command
     with pytest.raises(BackendError, match=r"nothing\.onnx cannot be read"):
         backend.compile(tmp_path / "nothing.onnx", board("8.6"), tmp_path)
+
+
+def test_its_lrn_is_that_of_onnx(tmp_path: Path) -> None:
+    """NVIDIA's example of the layer: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/LRN.html"""
+    shape = [1, 5, 2, 2]
+    graph = oh.make_graph(
+        [oh.make_node("LRN", ["x"], ["y"], size=3, alpha=1.0, beta=1.0, bias=0.1)],
+        "lrn",
+        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+    )
+    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 18)], ir_version=9)
+    x = np.arange(5, dtype=np.float32).repeat(4).reshape(shape)
+    with open_reference(models.save(model, tmp_path / "lrn.onnx"), threads=1) as runner:
+        y = runner.run(x)
+    published = [0.0, 0.56603765, 0.4195804, 0.3071672, 0.47430828]
+    np.testing.assert_allclose(y, np.repeat(published, 4).reshape(shape), rtol=1e-6)
+
+
+# In a process of its own: TensorRT may end the process where there is no GPU.
+BUILD = """
+import sys
+import tensorrt_rtx as trt
+
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, logger)
+with open(sys.argv[1], "rb") as stream:
+    assert parser.parse(stream.read()), parser.get_error(0)
+config = builder.create_builder_config()
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+assert builder.build_serialized_network(network, config) is not None
+layers = [network.get_layer(index).type for index in range(network.num_layers)]
+print(layers.count(trt.LayerType.LRN), layers.count(trt.LayerType.CONVOLUTION))
+"""
+
+
+@pytest.mark.parametrize("form", ["s8", "float"])
+def test_a_strongly_typed_engine_takes_the_lrn_node(
+    form: str, quantized: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    plain = models.save(models.float_net(), tmp_path / "float.onnx")
+    model = quantized if form == "s8" else plain
+    command = [sys.executable, "-c", BUILD, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "1 14\n"), done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the script is for the device's POSIX shell")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -12,11 +13,13 @@ from hypothesis import given
 from PIL import Image
 
 from gnet_opt.bench import accuracy
-from gnet_opt.bench.accuracy import Accuracy, Drop, Score, collect, compare
-from gnet_opt.errors import BackendError, CalibrationError
+from gnet_opt.bench.accuracy import Accuracy, Drop, Score, collect, collect_apart, compare
+from gnet_opt.bench.process import Subject
+from gnet_opt.errors import BackendError, CalibrationError, MissingDependencyError
 from gnet_opt.files import dump_json
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import Preprocess
+from gnet_opt.runtime import Artifact
 
 FINITE = st.floats(-1e4, 1e4, width=32)
 OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300)
@@ -246,3 +249,143 @@ def test_collect_names_the_model_and_the_picture(images: ImageSet) -> None:
 
     with pytest.raises(BackendError, match=r"The odd model gives an output of shape \(1, 3, 8"):
         collect({"odd": Odd()}, images, PREPROCESS)
+
+
+FAKE = """
+import contextlib, os, sys
+import numpy as np
+from gnet_opt.errors import MissingDependencyError
+
+class Runner:
+    def __init__(self, path): self.path = path
+    def run(self, batch):
+        kind = self.path.name
+        if kind == "aborts" and batch.max() >= 4: os.abort()
+        if kind == "refuses": raise RuntimeError("no such kernel")
+        factor = {"double": 2, "not finite": np.inf}.get(kind, 1)
+        logits = (batch.mean((2, 3)) * factor).astype(np.float32)
+        return logits[None] if kind == "deep" else logits
+
+class Fake:
+    name = "fake"
+    @contextlib.contextmanager
+    def open(self, artifact, *, threads=None):
+        print("a runtime that prints to stdout", flush=True)
+        if artifact.path.name == "missing":
+            raise MissingDependencyError("no runtime here")
+        if artifact.path.name == "aborts":
+            print("free(): invalid pointer", file=sys.stderr, flush=True)
+        state = f"{os.getpid()} {threads}"
+        (artifact.path.parent / f"state-{artifact.path.name}").write_text(state)
+        yield Runner(artifact.path)
+
+def get(name):
+    return Fake()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path_factory.mktemp("backend")
+    (made / "fake_scores.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(made))
+    return made
+
+
+def subject(folder: Path, kind: str) -> Subject:
+    path = folder / kind
+    artifact = Artifact(backend="fake", path=path, files=(("fake", path),))
+    return Subject(name=kind, artifact=artifact, resolve="fake_scores:get")
+
+
+def processes(folder: Path) -> dict[str, tuple[int, str]]:
+    """The process and the threads of each model that was opened."""
+    found = {}
+    for path in folder.glob("state-*"):
+        pid, threads = path.read_text().split()
+        found[path.name.removeprefix("state-")] = (int(pid), threads)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_collect_apart_gives_what_collect_gives(folder: Path, images: ImageSet) -> None:
+    subjects = [subject(folder, "plain"), subject(folder, "double")]
+    found = collect_apart(subjects, images, PREPROCESS, threads=3)
+    expected = collect({"plain": Mean(), "double": Mean(2.0)}, images, PREPROCESS)
+    assert list(found) == ["plain", "double"]
+    for name, logits in expected.items():
+        assert np.array_equal(found[name], logits)
+        assert found[name].dtype == np.float32
+    used = processes(folder)
+    assert len({os.getpid(), *(pid for pid, _ in used.values())}) == 3
+    assert {threads for _, threads in used.values()} == {"3"}
+    assert not any(is_running(pid) for pid, _ in used.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (
+            "aborts",
+            r"worker for aborts died during 'run' \(signal 6\)\. .*free\(\): invalid pointer",
+        ),
+        ("refuses", r"worker for refuses died during 'load' .*RuntimeError: no such kernel"),
+        ("not finite", r"The not finite model gives logits that are not finite .* on .*00\.png"),
+        ("deep", r"The deep model gives an output of shape \(1, 1, 3\)"),
+    ],
+)
+def test_a_model_that_fails_is_named_and_all_processes_end(
+    folder: Path, images: ImageSet, kind: str, text: str
+) -> None:
+    with pytest.raises(BackendError, match=text):
+        collect_apart([subject(folder, "plain"), subject(folder, kind)], images, PREPROCESS)
+    assert not any(is_running(pid) for pid, _ in processes(folder).values())
+
+
+def test_a_missing_runtime_keeps_its_class(folder: Path, images: ImageSet) -> None:
+    with pytest.raises(MissingDependencyError, match=r"^missing: no runtime here$"):
+        collect_apart([subject(folder, "missing")], images, PREPROCESS)
+
+
+def test_an_interrupt_ends_the_processes(
+    folder: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    def interrupted(items, label, total=None):  # type: ignore[no-untyped-def]
+        for count, item in enumerate(items):
+            if count == 20:
+                assert list(temporary.iterdir())
+                assert all(is_running(pid) for pid, _ in processes(folder).values())
+                raise KeyboardInterrupt
+            yield item
+
+    subjects = [subject(folder, "plain"), subject(folder, "double")]
+    with pytest.raises(KeyboardInterrupt):
+        collect_apart(subjects, images, PREPROCESS, progress=interrupted)
+    assert len(processes(folder)) == 2
+    assert not any(is_running(pid) for pid, _ in processes(folder).values())
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read_ends_the_processes(folder: Path, images: ImageSet) -> None:
+    images.files[20].write_bytes(b"")
+    with pytest.raises(CalibrationError, match=r"20\.png cannot be read as a picture"):
+        collect_apart([subject(folder, "plain")], images, PREPROCESS)
+    assert not any(is_running(pid) for pid, _ in processes(folder).values())
+
+
+def test_collect_apart_without_pictures_or_models(folder: Path, images: ImageSet) -> None:
+    empty = ImageSet(name="x", files=())
+    with pytest.raises(CalibrationError, match="The image set x is empty"):
+        collect_apart([subject(folder, "plain")], empty, PREPROCESS)
+    assert collect_apart([], images, PREPROCESS) == {}

@@ -131,7 +131,7 @@ def test_a_worker_that_fails_is_a_backend_error(folder: Path, kind: str, text: s
 
 
 def test_an_error_of_ours_keeps_its_class(folder: Path) -> None:
-    with pytest.raises(MissingDependencyError, match=r"^Measuring missing: no runtime here$"):
+    with pytest.raises(MissingDependencyError, match=r"^missing: no runtime here$"):
         measure([subject(folder, "missing")], PICTURE, schedule=QUICK)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,28 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from gnet_opt.quantization import Recipe, calibrate, quantize
 from gnet_opt.target import Scheme
 
 U8 = Scheme(activations="u8", symmetric=False, weight_bits=8)
+U8_PAIRS = Scheme(activations="u8", symmetric=False, weight_bits=8, saturating_pairs=True)
 U8_7 = Scheme(activations="u8", symmetric=False, weight_bits=7)
 U8_S8 = Scheme(activations="u8", symmetric=False, weight_bits=8, signed="s8")
 S8 = Scheme(activations="s8", symmetric=True, weight_bits=8)
-SCHEMES = {"u8/8": U8, "u8/7": U8_7, "u8+s8/8": U8_S8, "s8/8": S8}
+SCHEMES = {"u8/8": U8, "u8/7": U8_7, "u8/pairs": U8_PAIRS, "u8+s8/8": U8_S8, "s8/8": S8}
+
+
+def to_int8(
+    model: Path,
+    out: Path,
+    images: Iterable[np.ndarray],
+    scheme: Scheme,
+    *,
+    threads: int | None = None,
+    **recipe: Any,
+) -> dict[str, Any]:
+    """Calibrate and quantize in one step."""
+    return quantize(model, out, calibrate(model, images, threads=threads), scheme, Recipe(**recipe))
 
 
 class Graph:

@@ -35,6 +35,42 @@ def test_the_order_of_the_data_does_not_matter(parts: list[Array], data: st.Data
     assert state(histogram(*parts)) == state(histogram(*shuffled)) == state(histogram(together))
 
 
+@given(groups=st.lists(chunks, max_size=4), data=st.data())
+def test_a_merge_is_one_pass_over_all_data(groups: list[list[Array]], data: st.DataObject) -> None:
+    parts = [histogram(*group) for group in groups]
+    before = [state(part) for part in parts]
+    one_pass = histogram(*(values for group in groups for values in group))
+    assert state(Histogram.merged(data.draw(st.permutations(parts)))) == state(one_pass)
+    assert [state(part) for part in parts] == before
+
+
+@given(groups=st.lists(chunks, min_size=3, max_size=3), more=chunks)
+def test_a_merged_histogram_is_one_to_merge_and_to_go_on_with(
+    groups: list[list[Array]], more: list[Array]
+) -> None:
+    first, second, third = (histogram(*group) for group in groups)
+    made = Histogram.merged([first, Histogram.merged([second, third])])
+    for values in more:
+        made.add(values)
+    assert state(made) == state(histogram(*(v for group in (*groups, more) for v in group)))
+    assert state(second) == state(histogram(*groups[1]))
+
+
+def test_nothing_merged_is_nothing_seen() -> None:
+    assert state(Histogram.merged([])) == state(Histogram())
+    seen = histogram(np.float32([-3.0, 0.0, 0.5]))
+    assert state(Histogram.merged([Histogram(), seen, Histogram()])) == state(seen)
+    zeros = histogram(np.zeros(4, np.float32))
+    assert state(Histogram.merged([zeros, zeros])) == state(histogram(np.zeros(8, np.float32)))
+
+
+def test_a_wide_and_a_narrow_histogram_merge_either_way() -> None:
+    wide, narrow = np.float32([-1000.0, 999.0]), np.float32([1e-3, -2e-3, 0.0])
+    expected = state(histogram(wide, narrow))
+    assert state(Histogram.merged([histogram(wide), histogram(narrow)])) == expected
+    assert state(Histogram.merged([histogram(narrow), histogram(wide)])) == expected
+
+
 @given(chunks)
 def test_counts_are_those_of_a_second_pass_at_the_final_width(parts: list[Array]) -> None:
     made = histogram(*parts)

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import S8, U8, U8_7, Graph, pictures
+from graphs import S8, U8, U8_7, Graph, pictures, to_int8
 from onnx import helper, numpy_helper
 
 from gnet_opt.errors import ModelError
-from gnet_opt.quantization import quantize
 from gnet_opt.quantization.postconditions import check
 from gnet_opt.target import Scheme
 
@@ -72,7 +71,7 @@ def make(folder: Path, scheme: Scheme) -> Path:
     data = graph.block(graph.concat(parts, "cat"), 4, "after")
     data = graph.add("Flatten", [graph.add("GlobalAveragePool", [data], "average")], "flatten")
     path = graph.save(folder / "float.onnx", graph.gemm(data, 5))
-    quantize(path, folder / "int8.onnx", pictures(3, 16), scheme, threads=1)
+    to_int8(path, folder / "int8.onnx", pictures(3, 16), scheme, threads=1)
     return folder / "int8.onnx"
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import S8, SCHEMES, U8, U8_7, Graph, googlenet_like, pictures, run
+from graphs import S8, SCHEMES, U8, U8_7, Graph, googlenet_like, pictures, run, to_int8
 from onnx import numpy_helper
 
 from gnet_opt.errors import CalibrationError, ConfigError
-from gnet_opt.quantization import METHODS, quantize, ranges
+from gnet_opt.quantization import METHODS, Recipe, calibrate, check_enough, quantize, ranges
 from gnet_opt.quantization.describe import describe
 from gnet_opt.target import Scheme
 
@@ -32,7 +32,7 @@ def sqnr(model: Path, quantized: Path) -> float:
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_logits_stay_close(tmp_path: Path, model: Path, scheme: Scheme, method: str) -> None:
     out = tmp_path / "int8.onnx"
-    facts = quantize(model, out, pictures(16), scheme, method=method, threads=1)
+    facts = to_int8(model, out, pictures(16), scheme, method=method, threads=1)
     assert sqnr(model, out) > 20.0
     assert facts["calibrate"]["images"] == 16
     assert facts["calibrate"]["method"] == method
@@ -45,7 +45,7 @@ def test_logits_stay_close(tmp_path: Path, model: Path, scheme: Scheme, method: 
 def test_eight_bits_are_closer_than_seven(tmp_path: Path, model: Path) -> None:
     close = {}
     for name, scheme in {"8": U8, "7": U8_7}.items():
-        quantize(model, tmp_path / name, pictures(16), scheme, method="minmax", threads=1)
+        to_int8(model, tmp_path / name, pictures(16), scheme, method="minmax", threads=1)
         close[name] = sqnr(model, tmp_path / name)
     assert close["8"] > close["7"] + 1.0
 
@@ -60,7 +60,7 @@ def test_bias_correction_brings_the_mean_nearer(tmp_path: Path) -> None:
     error = {}
     for correct in (True, False):
         out = tmp_path / f"{correct}.onnx"
-        quantize(path, out, images, U8_7, bias_correction=correct, method="minmax", threads=1)
+        to_int8(path, out, images, U8_7, bias_correction=correct, method="minmax", threads=1)
         error[correct] = np.abs(run(out, images).mean((0, 2, 3)) - expected).mean()
     assert error[True] < 0.5 * error[False]
 
@@ -69,7 +69,7 @@ def test_layers_without_a_bias_get_none(tmp_path: Path) -> None:
     graph = Graph(size=16)
     graph.conv(graph.relu(graph.conv("input", 8, "a", bias=False)), 8, "b")
     path = graph.save(tmp_path / "float.onnx", "b_out")
-    quantize(path, tmp_path / "int8.onnx", pictures(2, 16), U8, threads=1)
+    to_int8(path, tmp_path / "int8.onnx", pictures(2, 16), U8, threads=1)
     inputs = {n.name: len(n.input) for n in onnx.load(tmp_path / "int8.onnx").graph.node}
     assert (inputs["a"], inputs["b"]) == (2, 3)
 
@@ -81,7 +81,7 @@ def test_a_weight_of_two_layers_is_stored_once(tmp_path: Path) -> None:
     graph.initializers = [value for value in graph.initializers if value.name != "b.weight"]
     path = graph.save(tmp_path / "float.onnx", "b_out")
     images = [image[:1].repeat(4, 0) for image in pictures(4, 16)]
-    quantize(path, tmp_path / "int8.onnx", images, U8, threads=1)
+    to_int8(path, tmp_path / "int8.onnx", images, U8, threads=1)
     stored = [
         v.name for v in onnx.load(tmp_path / "int8.onnx").graph.initializer if len(v.dims) == 4
     ]
@@ -93,14 +93,14 @@ def test_two_runs_give_equal_bytes(tmp_path: Path, model: Path, scheme: Scheme) 
     hashes = set()
     facts = []
     for name in ("a.onnx", "b.onnx"):
-        facts.append(quantize(model, tmp_path / name, pictures(4), scheme, threads=1))
+        facts.append(to_int8(model, tmp_path / name, pictures(4), scheme, threads=1))
         hashes.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(hashes) == 1
     assert facts[0] == facts[1]
 
 
 def test_weights_are_stored_as_int8(tmp_path: Path, model: Path) -> None:
-    quantize(model, tmp_path / "int8.onnx", pictures(2), U8, threads=1)
+    to_int8(model, tmp_path / "int8.onnx", pictures(2), U8, threads=1)
     before = {v.name: numpy_helper.to_array(v) for v in onnx.load(model).graph.initializer}
     after = {
         v.name: numpy_helper.to_array(v)
@@ -118,13 +118,13 @@ def test_weights_are_stored_as_int8(tmp_path: Path, model: Path) -> None:
 
 def test_the_float_file_is_not_touched(tmp_path: Path, model: Path) -> None:
     before = model.read_bytes()
-    quantize(model, tmp_path / "int8.onnx", pictures(2), S8, threads=1)
+    to_int8(model, tmp_path / "int8.onnx", pictures(2), S8, threads=1)
     assert model.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
 
 
 def test_input_and_output_keep_their_names_and_shapes(tmp_path: Path, model: Path) -> None:
-    quantize(model, tmp_path / "int8.onnx", pictures(2), U8, threads=1)
+    to_int8(model, tmp_path / "int8.onnx", pictures(2), U8, threads=1)
     one, other = describe(model), describe(tmp_path / "int8.onnx")
     assert one["input"] == other["input"] == "input: FLOAT[1, 3, 32, 32]"
     assert one["output"] == other["output"] == "fc_out: FLOAT[1, 7]"
@@ -143,11 +143,54 @@ def test_input_and_output_keep_their_names_and_shapes(tmp_path: Path, model: Pat
 
 def test_an_unknown_method(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        quantize(model, tmp_path / "int8.onnx", pictures(1), U8, method="max")
+        to_int8(model, tmp_path / "int8.onnx", pictures(1), U8, method="max")
     assert str(caught.value) == (
-        "There is no method 'max'; use one of entropy, minmax, mse, percentile."
+        "There is no method 'max'; use one of entropy, lp, minmax, mse, percentile."
     )
     assert tuple(sorted(ranges.METHODS)) == METHODS
+
+
+@pytest.mark.parametrize(("method", "least"), [("entropy", 16), ("percentile", 8)])
+def test_too_few_pictures_for_a_method(
+    tmp_path: Path, model: Path, method: str, least: int
+) -> None:
+    out = tmp_path / "int8.onnx"
+    with pytest.raises(CalibrationError) as caught:
+        to_int8(model, out, pictures(least - 1), U8, method=method, threads=1)
+    assert str(caught.value) == (
+        f"The method {method} needs at least {least} calibration pictures to tell rare values "
+        f"from usual ones, and there are {least - 1}. Add pictures, or use --method minmax."
+    )
+    assert not out.exists()
+    to_int8(model, out, pictures(least), U8, method=method, threads=1)
+    check_enough(method, least)
+
+
+@pytest.mark.parametrize("method", ["lp", "minmax", "mse"])
+def test_one_picture_is_enough_for_the_other_methods(
+    tmp_path: Path, model: Path, method: str
+) -> None:
+    check_enough(method, 1)
+    facts = to_int8(model, tmp_path / "int8.onnx", pictures(1), U8, method=method, threads=1)
+    assert facts["calibrate"]["images"] == 1
+
+
+def test_methods_share_one_calibration(tmp_path: Path, model: Path) -> None:
+    seen = calibrate(model, pictures(16), threads=1)
+    for method in METHODS:
+        alone, shared = tmp_path / f"{method}.onnx", tmp_path / f"{method}-shared.onnx"
+        to_int8(model, alone, pictures(16), U8, method=method, threads=1)
+        quantize(model, shared, seen, U8, Recipe(method=method))
+        assert alone.read_bytes() == shared.read_bytes()
+
+
+def test_a_recipe_in_a_manifest() -> None:
+    assert Recipe(method="mse", keep_float=frozenset({"b", "a"})).to_dict() == {
+        "bias_correction": True,
+        "keep_float": ["a", "b"],
+        "method": "mse",
+        "weight_search": False,
+    }
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), CalibrationError("corrupt")])
@@ -161,7 +204,7 @@ def test_an_interruption_leaves_the_old_file(
     out = tmp_path / "int8.onnx"
     out.write_text("old")
     with pytest.raises(type(error)):
-        quantize(model, out, stream(), U8, threads=1)
+        to_int8(model, out, stream(), U8, threads=1)
     assert out.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
 
@@ -175,7 +218,7 @@ def test_a_result_that_misses_a_condition_is_not_kept(
         ranges, "affine", lambda *a: ranges.Affine(scale=np.float32(1), zero_point=1, dtype="int8")
     )
     with pytest.raises(ModelError, match="a zero point other than 0"):
-        quantize(model, tmp_path / "int8.onnx", pictures(1), S8, threads=1)
+        to_int8(model, tmp_path / "int8.onnx", pictures(1), S8, threads=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +230,7 @@ def test_a_dead_tensor_is_quantized_all_the_same(tmp_path: Path) -> None:
     graph.conv(graph.relu("dead_out"), 4, "b")
     path = graph.save(tmp_path / "float.onnx", "b_out")
     images = pictures(2, 16)
-    quantize(path, tmp_path / "int8.onnx", images, S8, threads=1)
+    to_int8(path, tmp_path / "int8.onnx", images, S8, threads=1)
     assert np.allclose(run(tmp_path / "int8.onnx", images), run(path, images), atol=1e-5)
 
 
@@ -200,7 +243,7 @@ def test_a_concat_with_a_constant_ends_the_sharing(tmp_path: Path) -> None:
     graph.conv("cat_out", 4, "after")
     path = graph.save(tmp_path / "f.onnx", "after_out")
     images = [np.random.default_rng(i).normal(size=(3, 16, 16)).astype(np.float32) for i in (0, 1)]
-    facts = quantize(path, tmp_path / "q.onnx", images, U8)
+    facts = to_int8(path, tmp_path / "q.onnx", images, U8)
     assert facts["quantize"]["conv"] == 2
     assert facts["quantize"]["macs_int8_share"] == 1.0
     assert facts["quantize"]["shared_scales"] == 0
@@ -215,7 +258,7 @@ def test_a_weight_that_is_computed_stays_float_and_counts_as_float(tmp_path: Pat
     graph.add("Conv", [data, weight], "dynamic")
     path = graph.save(tmp_path / "f.onnx", "dynamic_out")
     images = [np.random.default_rng(i).normal(size=(3, 16, 16)).astype(np.float32) for i in (0, 1)]
-    facts = quantize(path, tmp_path / "q.onnx", images, U8)["quantize"]
+    facts = to_int8(path, tmp_path / "q.onnx", images, U8)["quantize"]
     assert facts["conv"] == 1
     assert facts["macs"] == first + 4 * 4 * 16 * 16
     assert facts["macs_int8_share"] == pytest.approx(first / facts["macs"])

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from graphs import U8, Graph, googlenet_like, pictures
+from graphs import U8, Graph, googlenet_like, pictures, to_int8
 
 from gnet_opt.errors import ModelError
-from gnet_opt.quantization import quantize
 from gnet_opt.quantization.regions import Region, compute_nodes, find_regions, load_graph
 
 
@@ -22,7 +21,7 @@ def groups(path: Path) -> list[set[str]]:
 def place(path: Path) -> dict[str, onnx.NodeProto]:
     """The quantized graph's nodes, by name."""
     out = path.with_name("int8.onnx")
-    quantize(path, out, pictures(2, 16), U8, method="minmax", threads=1)
+    to_int8(path, out, pictures(2, 16), U8, method="minmax", threads=1)
     return {node.name: node for node in onnx.load(out).graph.node}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +14,44 @@ from typing import Any
 
 import numpy as np
 
+from gnet_opt.backends import _profile
 from gnet_opt.backends._boundary import check_input, probe_package, translated
 from gnet_opt.errors import BackendError, require
-from gnet_opt.runtime import Artifact, FloatArray, Probe, Runner
+from gnet_opt.progress import Progress, silent
+from gnet_opt.runtime import (
+    Artifact,
+    ExecutedNode,
+    FloatArray,
+    NodeKind,
+    Probe,
+    Profile,
+    Runner,
+)
 from gnet_opt.target import Target
 
 _XML = "model.xml"
 _BIN = "model.bin"
 _TELEMETRY = "openvino_telemetry"
+
+_KINDS: dict[str, NodeKind] = {
+    "Concatenation": "concat",
+    "Convert": "elementwise",
+    "Convolution": "layer",
+    "Eltwise": "elementwise",
+    "FakeQuantize": "quantize",
+    "FullyConnected": "layer",
+    "Lrn": "lrn",
+    "MatMul": "layer",
+    "Pooling": "pool",
+    "Reduce": "pool",
+    "Reorder": "reorder",
+    "Softmax": "softmax",
+    "Subgraph": "elementwise",
+    "Transpose": "reorder",
+}
+"""The kind of a node by its `layerType` in the runtime model. A global average pool is a Reduce."""
+
+_NO_WORK = ("Const", "Input", "Output")
 
 
 def import_quietly() -> Any:
@@ -108,40 +139,140 @@ class OpenVinoBackend:
             MissingDependencyError: OpenVINO is not installed.
             BackendError: A file is missing or damaged, or OpenVINO refused it.
         """
-        require("openvino", "openvino", f"run {artifact.path.name}")
-        config: dict[str, object] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        weights = artifact.path.with_suffix(".bin")
-        for path in (artifact.path, weights):
-            if not path.is_file():
-                raise BackendError(
-                    f"{path} does not exist, and the OpenVINO model needs it. "
-                    "Build the bundle again."
-                )
-        with translated(
-            f"Loading {artifact.path} with OpenVINO",
-            "The file or its model.bin may be damaged: check with `gnet-opt verify`, or build "
-            "the bundle again.",
-        ):
-            openvino = import_quietly()
-            compiled = openvino.Core().compile_model(artifact.path, "CPU", config)
-        runner = _Runner(compiled, artifact.path)
-        del compiled
+        runner = _Runner(_compiled(artifact, threads), artifact.path)
         try:
             yield runner
         finally:
             runner.close()
+
+    def profile(
+        self,
+        artifact: Artifact,
+        batch: FloatArray,
+        *,
+        threads: int | None = None,
+        runs: int = 100,
+        progress: Progress = silent,
+    ) -> Profile:
+        """Tell what the CPU plugin executes: its runtime model and its counters.
+
+        A counter gives the mean over all runs since the model was compiled, in whole microseconds,
+        and cannot be set back. So every round compiles anew and takes the difference between the
+        end of its warm-up and its own end; a node's time is the median over rounds, which a burst
+        of something else on the machine does not move. Each run of a node is rounded down to a
+        microsecond: short nodes take up to one more than is said.
+
+        Raises:
+            MissingDependencyError: OpenVINO is not installed.
+            BackendError: A file is missing or damaged, or OpenVINO refused it.
+        """
+        count = _profile.rounds(runs)
+        counted: list[dict[str, float]] = []
+        for _ in progress(count, "Timing layers", len(count)):
+            compiled = _compiled(artifact, threads, counting=True)
+            counted.append(_counted_round(compiled, artifact.path, batch))
+        with translated(
+            f"Reading the runtime model of {artifact.path}", "Install a current OpenVINO."
+        ):
+            nodes = _executed(compiled.get_runtime_model(), counted)
+        kept = {node.name for node in nodes}
+        return Profile(
+            backend=self.name,
+            version=self.probe().version,
+            threads=threads,
+            runs=_profile.RUNS * len(count),
+            nodes=nodes,
+            rounds=tuple(
+                sum(time for name, time in times.items() if name in kept) for times in counted
+            ),
+        )
 
     def artifact(self, folder: Path) -> Artifact:
         """The IR in `folder`."""
         path = folder / _XML
         files = (("openvino-ir", path), ("openvino-weights", folder / _BIN))
         return Artifact(backend=self.name, path=path, files=files)
+
+
+def _compiled(artifact: Artifact, threads: int | None, *, counting: bool = False) -> Any:
+    """Load an IR as `OpenVinoBackend.open` describes it, with counters on request."""
+    require("openvino", "openvino", f"run {artifact.path.name}")
+    config: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if counting:
+        config["PERF_COUNT"] = True
+    weights = artifact.path.with_suffix(".bin")
+    for path in (artifact.path, weights):
+        if not path.is_file():
+            raise BackendError(
+                f"{path} does not exist, and the OpenVINO model needs it. Build the bundle again."
+            )
+    with translated(
+        f"Loading {artifact.path} with OpenVINO",
+        "The file or its model.bin may be damaged: check with `gnet-opt verify`, or build "
+        "the bundle again.",
+    ):
+        openvino = import_quietly()
+        return openvino.Core().compile_model(artifact.path, "CPU", config)
+
+
+def _counted_round(compiled: Any, path: Path, batch: FloatArray) -> dict[str, float]:
+    """The mean time of each node over a round's runs, in microseconds, by the node's name."""
+    runner = _Runner(compiled, path)
+    for _ in range(_profile.WARM_UP):
+        runner.run(batch)
+    before = runner.counters()
+    for _ in range(_profile.RUNS):
+        runner.run(batch)
+    after = runner.counters()
+    first, last = _profile.WARM_UP, _profile.WARM_UP + _profile.RUNS
+    runner.close()
+    return {
+        name: max(0.0, (last * mean - first * before[name]) / _profile.RUNS)
+        for name, mean in after.items()
+    }
+
+
+def _executed(model: Any, counted: list[dict[str, float]]) -> tuple[ExecutedNode, ...]:
+    """The nodes of a runtime model that do something, in the order of execution."""
+    found: list[tuple[int, ExecutedNode]] = []
+    for node in model.get_ops():
+        facts = node.get_rt_info()
+
+        def said(key: str, facts: Any = facts) -> str:
+            return str(facts[key].astype(str))
+
+        name, operator = node.get_friendly_name(), said("layerType")
+        time = statistics.median(times.get(name, 0.0) for times in counted)
+        kind = _KINDS.get(operator, "other")
+        # What takes no time is done in place or ahead of time. A layer is always told of.
+        if operator in _NO_WORK or (time == 0.0 and kind != "layer"):
+            continue
+        if kind == "elementwise" and _changes_to_or_from_integers(node):
+            kind = "quantize"
+        executed = ExecutedNode(
+            name=name,
+            operator=operator,
+            kind=kind,
+            precision=_profile.precision(said("runtimePrecision")),
+            microseconds=time,
+            covers=tuple(filter(None, said("originalLayersNames").split(","))),
+            kernel=said("primitiveType"),
+        )
+        found.append((int(said("execOrder")), executed))
+    return tuple(node for _, node in sorted(found, key=lambda pair: pair[0]))
+
+
+def _changes_to_or_from_integers(node: Any) -> bool:
+    """Whether one side of a node of the runtime model is of eight bits and the other is not."""
+    source = node.input_value(0).get_element_type().get_type_name()
+    result = node.get_output_element_type(0).get_type_name()
+    return (source in ("i8", "u8")) != (result in ("i8", "u8"))
 
 
 class _Runner:
@@ -174,6 +305,16 @@ class _Runner:
             self._request.infer()
             # The request writes its next result into the same memory.
             return np.array(self._request.get_output_tensor(0).data, np.float32)
+
+    def counters(self) -> dict[str, float]:
+        """The mean time of each node over all runs so far, in microseconds, by its name."""
+        with translated(
+            f"Reading the counters of {self._path} from OpenVINO", "Install a current OpenVINO."
+        ):
+            return {
+                info.node_name: info.real_time.total_seconds() * 1e6
+                for info in self._request.get_profiling_info()
+            }
 
     def close(self) -> None:
         self._request = None

@@ -11,7 +11,8 @@ from pathlib import Path
 from gnet_opt.backends._boundary import probe_package
 from gnet_opt.errors import BackendError, ConfigError, require
 from gnet_opt.files import write_text
-from gnet_opt.runtime import Artifact, Deferred, Probe, Runner
+from gnet_opt.progress import Progress, silent
+from gnet_opt.runtime import Artifact, Deferred, FloatArray, Probe, Profile, Runner
 from gnet_opt.target import Target
 
 _MODEL = "model.onnx"
@@ -21,7 +22,16 @@ _TIMINGS = "model.engine.timing"
 
 
 class TensorRtBackend:
-    """Defers the build to the device and says exactly what to run there."""
+    """Defers the build to the device and says exactly what to run there.
+
+    The portable model needs no lowering, LRN included. TensorRT has a float32 layer for it (an odd
+    window up to 15, up to 9 on a DLA), which divides alpha by the window's size as ONNX does, and
+    its parser makes one of every LRN node:
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/LRN.html. Tried with
+    TensorRT-RTX 1.7, strongly typed, for compute capabilities 8.0, 8.6, 8.9, 12.0 and 12.1: the
+    2014 GoogLeNet builds with its two nodes, in float and in INT8. With LRN lowered as ONNX
+    Runtime likes it best, it does not build for 7.5, which has no 3-D convolution in float32.
+    """
 
     name = "tensorrt"
     extra = "tensorrt"
@@ -67,6 +77,28 @@ class TensorRtBackend:
             BackendError: Always otherwise.
         """
         return _refuse(artifact)
+
+    def profile(
+        self,
+        artifact: Artifact,
+        batch: FloatArray,
+        *,
+        threads: int | None = None,
+        runs: int = 100,
+        progress: Progress = silent,
+    ) -> Profile:
+        """Refuse, and say what tells the time of each layer on the device.
+
+        Raises:
+            BackendError: Always.
+        """
+        engine = artifact.path.name
+        raise BackendError(
+            f"{artifact.path}: a TensorRT engine runs only on the device that it was built on, and "
+            "this version of gnet-opt does not run engines itself. Build it there with "
+            f"./{_SCRIPT}, then time its layers in the bundle's folder with trtexec "
+            f"--loadEngine={engine} --dumpProfile --separateProfileRun."
+        )
 
     def artifact(self, folder: Path) -> Artifact:
         """The engine in `folder`, once the device has built it."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gnet_opt.bench.process import Subject, WorkerProcess, started
 from gnet_opt.errors import BackendError, CalibrationError
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import Preprocess
@@ -133,6 +137,69 @@ def collect(
                 _check_finite(logits, f"The {name} model", f" on {path}")
                 rows[name].append(logits)
     return {name: np.concatenate(logits) for name, logits in rows.items()}
+
+
+def collect_apart(
+    subjects: Sequence[Subject],
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, FloatArray]:
+    """As `collect`, each model in a process of its own, so that one cannot disturb another.
+
+    Args:
+        subjects: Models with different names.
+        images: The pictures.
+        preprocess: How a picture becomes the input.
+        threads: CPU threads of each, or None for the runtime's own choice.
+        progress: Shows how far it is.
+
+    Raises:
+        CalibrationError: The set is empty, or a picture cannot be read.
+        MissingDependencyError: A runtime is not installed.
+        BackendError: A model failed, or gave something that is not finite logits.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="gnet-opt-accuracy-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        runners = {
+            subject.name: stack.enter_context(
+                _runner_apart(subject, Path(folder) / str(index), threads)
+            )
+            for index, subject in enumerate(subjects)
+        }
+        return collect(runners, images, preprocess, progress)
+
+
+class _RunnerApart:
+    """A worker process as a `Runner`; it is loaded with the first picture."""
+
+    def __init__(
+        self, worker: WorkerProcess, subject: Subject, folder: Path, threads: int | None
+    ) -> None:
+        self._worker = worker
+        self._subject = subject
+        self._folder = folder
+        self._threads = threads
+        self._loaded = False
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        pictures = self._folder / "input.npy"
+        np.save(pictures, batch)
+        if not self._loaded:
+            self._worker.load(self._subject, pictures, self._threads)
+            self._loaded = True
+        return self._worker.run(pictures, self._folder / "logits.npy")
+
+
+@contextlib.contextmanager
+def _runner_apart(subject: Subject, folder: Path, threads: int | None) -> Iterator[Runner]:
+    folder.mkdir()
+    with started(subject.name, folder / "stderr") as worker:
+        yield _RunnerApart(worker, subject, folder, threads)
 
 
 def compare(

@@ -9,47 +9,21 @@ within a round.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import queue
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnet_opt import errors
-from gnet_opt.errors import BackendError, GnetOptError
+from gnet_opt.bench.process import TIMEOUT, Subject, started
+from gnet_opt.errors import ConfigError
 from gnet_opt.machine import this_machine
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import Artifact, FloatArray
-
-_READER_SECONDS = 5.0
-"""How long to wait for the end of a killed worker's output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Something to time.
-
-    Attributes:
-        name: What it is called in the result, `float` for example.
-        artifact: What to load.
-        resolve: Import string of a function from a backend's name to the backend, for the worker
-            to call; `gnet_opt.backends:get` for the registered ones.
-    """
-
-    name: str
-    artifact: Artifact
-    resolve: str
+from gnet_opt.runtime import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +42,11 @@ class Schedule:
     seconds: float = 0.2
     count: int = 5
     warm_up: float = 0.5
-    timeout: float = 120.0
+    timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.count < 1 or min(self.seconds, self.warm_up) < 0:
-            raise errors.ConfigError(
+            raise ConfigError(
                 f"A latency measurement needs at least one round and one run in it, and no "
                 f"negative time: {self}."
             )
@@ -185,6 +159,15 @@ class LatencyReport:
         ]
         return Speedup(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
 
+    def renamed(self, names: Mapping[str, str]) -> LatencyReport:
+        """Some of the subjects under other names.
+
+        Args:
+            names: New names, in the order that they get, and the subjects' own.
+        """
+        results = tuple(replace(self[old], name=new) for new, old in names.items())
+        return replace(self, results=results)
+
     def to_dict(self) -> dict[str, Any]:
         """`latency` as it stands in a manifest; raw samples stay with the caller."""
         first, *others = self.results
@@ -234,12 +217,12 @@ def measure(
         np.save(picture, batch)
         # All processes start at once, but each loads and warms up alone.
         workers = [
-            stack.enter_context(_started(subject.name, Path(folder) / f"stderr-{index}"))
+            stack.enter_context(started(subject.name, Path(folder) / f"stderr-{index}"))
             for index, subject in enumerate(subjects)
         ]
         loads, warms = [], []
         for subject, worker in zip(subjects, workers, strict=True):
-            loads.append(worker.ask(_load_request(subject, picture, threads), schedule.timeout))
+            loads.append(worker.load(subject, picture, threads, schedule.timeout))
             warm = {"do": "warm", "seconds": schedule.warm_up}
             warms.append(worker.ask(warm, schedule.warm_up + schedule.timeout))
         samples: list[list[tuple[int, ...]]] = [[] for _ in subjects]
@@ -267,113 +250,3 @@ def measure(
         for index, subject in enumerate(subjects)
     )
     return LatencyReport(results=results, threads=threads, shape=tuple(batch.shape))
-
-
-def _load_request(subject: Subject, picture: Path, threads: int | None) -> dict[str, Any]:
-    return {
-        "backend": subject.artifact.backend,
-        "do": "load",
-        "files": [[kind, str(path.resolve())] for kind, path in subject.artifact.files],
-        "input": str(picture),
-        "path": str(subject.artifact.path.resolve()),
-        "resolve": subject.resolve,
-        "threads": threads,
-    }
-
-
-class _Process:
-    """A worker process, asked and answered line by line."""
-
-    def __init__(self, name: str, process: subprocess.Popen[str], stderr: Path) -> None:
-        self._name = name
-        self._process = process
-        self._stderr = stderr
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        # A thread reads, because a pipe cannot be read with a timeout on every system.
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        assert self._process.stdin is not None
-        # A worker that died cannot be written to; the missing answer says so below.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            raise BackendError(
-                f"The latency worker for {self._name} gave no answer to "
-                f"{request['do']!r} within {timeout:.0f} s. Is the machine overloaded? Try again, "
-                "or measure fewer threads."
-            ) from None
-        if line is None:
-            code = self._process.wait()
-            raise BackendError(
-                f"The latency worker for {self._name} died during {request['do']!r} "
-                f"({_exit(code)}). Its last words: {self._tail() or 'none'}"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise _as_error(answer["kind"], f"Measuring {self._name}: {answer['error']}")
-        return answer
-
-    def end(self) -> None:
-        """Kill the process, and whatever a runtime started in it, and wait until it is gone."""
-        if hasattr(os, "killpg"):
-            # The worker leads a group of its own, which is gone when it died alone.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
-        self._process.wait()
-        self._reader.join(_READER_SECONDS)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a request that was never read
-            self._process.stdin.close()
-        # Somebody else may still hold the other end; to close ours would wait for the reader.
-        if not self._reader.is_alive():
-            self._process.stdout.close()
-
-    def _tail(self) -> str:
-        text = self._stderr.read_text(encoding="utf-8", errors="replace").strip()
-        return " | ".join(text.splitlines()[-5:])[-800:]
-
-
-@contextlib.contextmanager
-def _started(name: str, stderr: Path) -> Iterator[_Process]:
-    # The current folder must not decide what is imported (ignored before Python 3.11).
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    with stderr.open("wb") as errors_file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gnet_opt.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors_file,
-            env=environment,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-    worker = _Process(name, process, stderr)
-    try:
-        yield worker
-    finally:
-        worker.end()
-
-
-def _exit(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _as_error(kind: str, text: str) -> GnetOptError:
-    """The worker's error again, as the same class."""
-    found = getattr(errors, kind, BackendError)
-    is_ours = isinstance(found, type) and issubclass(found, GnetOptError)
-    return found(text) if is_ours else BackendError(text)

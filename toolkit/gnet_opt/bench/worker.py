@@ -1,11 +1,12 @@
-"""The process in which one artifact is timed: JSON lines in, JSON lines out.
+"""The process in which one artifact is timed or scored: JSON lines in, JSON lines out.
 
-Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.latency`. Requests, one a line:
+Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, one a line:
 
     {"do": "load", "resolve": "module:function", "backend": NAME, "path": FILE,
      "files": [[KIND, FILE], ...], "threads": N or null, "input": FILE.npy}
     {"do": "warm", "seconds": LIMIT}
     {"do": "measure", "seconds": S, "count": N}
+    {"do": "run", "input": FILE.npy, "output": FILE.npy}
 
 Each gets one line: what was asked for, or {"error": TEXT}. The end of the input ends the process.
 Nothing runs while it waits for a line.
@@ -28,7 +29,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from gnet_opt.errors import BackendError, GnetOptError
-from gnet_opt.runtime import Artifact, Backend, FloatArray, Runner
+from gnet_opt.runtime import Artifact, Backend, FloatArray, Runner, run_all
 
 _WINDOW = 5
 _STEADY = 0.03
@@ -84,12 +85,24 @@ class _Worker:
             gc.enable()
         return {"samples_ns": samples, "peak_rss_bytes": peak_rss()}
 
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run single pictures and save their logits."""
+        runner = self._loaded()
+        pictures: FloatArray = np.load(request["input"], allow_pickle=False)
+        logits = run_all(runner, pictures)
+        np.save(request["output"], logits)
+        return {"count": len(logits)}
+
     def _timed(self) -> int:
+        runner = self._loaded()
+        started = time.perf_counter_ns()
+        runner.run(self._batch)
+        return time.perf_counter_ns() - started
+
+    def _loaded(self) -> Runner:
         if self._runner is None:
             raise BackendError("The worker was asked to run before it loaded an artifact.")
-        started = time.perf_counter_ns()
-        self._runner.run(self._batch)
-        return time.perf_counter_ns() - started
+        return self._runner
 
 
 def peak_rss() -> int | None:
@@ -113,7 +126,12 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer requests until they end."""
     with ExitStack() as stack:
         worker = _Worker(stack)
-        actions = {"load": worker.load, "measure": worker.measure, "warm": worker.warm}
+        actions = {
+            "load": worker.load,
+            "measure": worker.measure,
+            "run": worker.run,
+            "warm": worker.warm,
+        }
         for line in requests:
             request = json.loads(line)
             try:

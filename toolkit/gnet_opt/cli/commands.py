@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOLDER = click.Path(path_type=Path)
-_METHODS = ("entropy", "minmax", "mse", "percentile")
+_DEFAULT_METHOD = "minmax"
+_METHODS = ("auto", "entropy", "lp", "minmax", "mse", "percentile")
 _DEMO = (
     "No model was given: this is the embedded demo model (machine parts, ten classes). "
     "Pass a checkpoint or a model card to use your own: gnet-opt {command} MODEL ..."
@@ -48,6 +49,24 @@ _force = click.option("--force", is_flag=True, help="Replace what is there.")
 _threads = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads; the runtime's own choice by default."
 )
+_target = click.option(
+    "-t", "--target", "target_name", required=True, help="Device; see `gnet-opt targets`."
+)
+_samples = click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Calibration pictures.",
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of their choice.")
+_cache = click.option(
+    "--cache/--no-cache",
+    "keep",
+    default=True,
+    show_default=True,
+    help="Use and keep calibration statistics of earlier runs.",
+)
 _card = click.option(
     "--card", type=_FOLDER, help="Model card with the preprocess and labels of MODEL."
 )
@@ -64,9 +83,7 @@ def gnet_opt() -> None:
 
 @gnet_opt.command()
 @click.argument("model", required=False)
-@click.option(
-    "-t", "--target", "target_name", required=True, help="Device; see `gnet-opt targets`."
-)
+@_target
 @click.option("--calibration", type=_FOLDER, help="Folder of pictures to calibrate on.")
 @click.option("--eval", "evaluation", type=_FOLDER, help="Folder of labelled pictures to score on.")
 @_output_option(False, "Folder of the bundle; MODEL-TARGET by default.")
@@ -75,14 +92,26 @@ def gnet_opt() -> None:
     type=click.Choice(["int8", "fp16", "fp32", "auto"]),
     default="int8",
     show_default=True,
-    help="auto ships float where INT8 loses accuracy or time.",
+    help="auto: the fastest of INT8, INT8 with layers in float, and float that keeps --max-drop.",
 )
 @click.option(
     "--method",
     type=click.Choice(_METHODS),
-    default="mse",
+    default=_DEFAULT_METHOD,
     show_default=True,
-    help="How ranges are chosen.",
+    help="How ranges are chosen; auto measures all on calibration pictures held back.",
+)
+@click.option(
+    "--bias-correction/--no-bias-correction",
+    default=True,
+    show_default=True,
+    help="Undo the mean error of rounded weights in the biases.",
+)
+@click.option(
+    "--weight-search/--no-weight-search",
+    default=False,
+    show_default=True,
+    help="Let scales of weights clip where that is nearer.",
 )
 @click.option(
     "--max-drop",
@@ -91,17 +120,12 @@ def gnet_opt() -> None:
     show_default=True,
     help="Top-1 that INT8 may lose, in percentage points.",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Calibration pictures.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of their choice.")
+@_samples
+@_seed
 @_card
 @_batch
 @_threads
+@_cache
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan.")
 @_force
 @_common
@@ -113,6 +137,7 @@ def quantize(
     out: Path | None,
     card: Path | None,
     batch: str,
+    keep: bool,
     dry_run: bool,
     output: Output,
     **choices: Any,
@@ -122,7 +147,7 @@ def quantize(
     MODEL is a checkpoint (.pth, .pt, .safetensors), a model card (.toml), `torchvision`, or
     `package.module:factory`. Without it the embedded demo model is used.
     """
-    from gnet_opt import pipeline, planning, target
+    from gnet_opt import paths, pipeline, planning, target
     from gnet_opt.cli import render
 
     device = target.find(target_name)
@@ -135,7 +160,11 @@ def quantize(
         out or Path(f"{_slug(loaded.name)}-{device.name}"),
         calibration=_calibration(model, calibration, loaded),
         evaluation=_evaluation(model, calibration, evaluation, loaded),
-        options=planning.Options(batch=_batch_value(batch), **choices),
+        options=planning.Options(
+            batch=_batch_value(batch),
+            cache=paths.calibration_cache() if keep else None,
+            **choices,
+        ),
     )
     for note in job.notes:
         output.note(note)
@@ -155,6 +184,8 @@ def quantize(
         render.conditions(manifest),
         f"Bundle: {result.bundle.root}",
     ]
+    if manifest["decision"]:
+        shown[:0] = render.decision(manifest["decision"])
     if output.verbose:
         shown.insert(0, render.facts(manifest["facts"]))
         shown.append(render.durations(result.seconds))
@@ -169,6 +200,89 @@ def quantize(
     }
     output.result(value, *shown)
     result.raise_if_rejected()
+
+
+@gnet_opt.command()
+@click.argument("model", required=False)
+@_target
+@click.option("--calibration", type=_FOLDER, help="Folder of pictures to calibrate on.")
+@click.option(
+    "--images", type=_FOLDER, help="Folder to measure on; that of calibration by default."
+)
+@_output_option(False, "Folder of the result; MODEL-TARGET-sensitivity by default.")
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS[1:]),
+    default=_DEFAULT_METHOD,
+    show_default=True,
+    help="How ranges are chosen.",
+)
+@_samples
+@_seed
+@click.option(
+    "--count", type=click.IntRange(1), default=64, show_default=True, help="Pictures to measure on."
+)
+@click.option("--jobs", type=click.IntRange(1), help="Layers at a time; one a core by default.")
+@_card
+@_cache
+@_force
+@_common
+def sensitivity(
+    model: str | None,
+    target_name: str,
+    calibration: Path | None,
+    images: Path | None,
+    out: Path | None,
+    method: str,
+    samples: int,
+    seed: int,
+    count: int,
+    jobs: int | None,
+    card: Path | None,
+    keep: bool,
+    force: bool,
+    output: Output,
+) -> None:
+    """Rank the layers of MODEL by what quantizing each of them alone costs.
+
+    Costs are written as they are found: an interrupted run goes on when it is started again.
+    """
+    from gnet_opt import paths, target
+    from gnet_opt.cli import render
+    from gnet_opt.images import ImageSet
+    from gnet_opt.quantization import Recipe, check_enough
+    from gnet_opt.sensitivity import rank
+
+    device = target.find(target_name)
+    loaded = _load(model, card, "sensitivity", output)
+    for note in loaded.assumptions:
+        output.note(note)
+    chosen = _calibration(model, calibration, loaded).sample(samples, seed)
+    check_enough(method, len(chosen))
+    ranking = rank(
+        loaded,
+        device,
+        out or Path(f"{_slug(loaded.name)}-{device.name}-sensitivity"),
+        calibration=chosen,
+        images=None if images is None else ImageSet.open(images, classes=loaded.labels),
+        count=count,
+        recipe=Recipe(method=method),
+        cache=paths.calibration_cache() if keep else None,
+        jobs=jobs,
+        force=force,
+        progress=output.progress,
+    )
+    if ranking.resumed:
+        output.note(f"{ranking.resumed} layers were measured by an earlier run.")
+    if ranking.plot is None:
+        output.note('The plot was left out: pip install "gnet-opt[plot]"')
+    files = [str(path) for path in (ranking.file, ranking.plot) if path is not None]
+    output.result(
+        ranking.to_dict(),
+        render.costs(f"{loaded.name} for {device.name}", ranking.costs),
+        f"{ranking.images} pictures of {ranking.set}, reference semantics, one layer in INT8 each.",
+        f"Written: {', '.join(files)}",
+    )
 
 
 @gnet_opt.command()
@@ -281,13 +395,27 @@ def evaluate(
 
 @gnet_opt.command()
 @click.argument("path", type=_FOLDER)
+@click.option(
+    "--layers", is_flag=True, help="Run it, and show what each layer costs on this machine."
+)
+@_threads
 @_common
-def inspect(path: Path, output: Output) -> None:
+def inspect(path: Path, layers: bool, threads: int | None, output: Output) -> None:
     """Show what is in an ONNX file or a bundle."""
     from gnet_opt import operations
     from gnet_opt.cli import render
-    from gnet_opt.errors import IntegrityError
+    from gnet_opt.errors import ConfigError, IntegrityError
 
+    if layers:
+        timed = operations.inspect_layers(path, threads=threads, progress=output.progress)
+        for note in timed["notes"]:
+            output.note(note)
+        output.result(timed, *render.executed(timed["executed"]))
+        return
+    if threads is not None:
+        raise ConfigError(
+            "--threads says how layers are timed: pass --layers, too, or leave it out."
+        )
     found = operations.inspect(path)
     model = found["model"]
     shown: list[Any] = []

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from gnet_opt.sensitivity import LayerCost
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -69,6 +73,56 @@ def comparison(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Table:
     return table(title, ("", "float", manifest["precision"].upper(), "change"), rows)
 
 
+def decision(values: Mapping[str, Any]) -> list[Table | str]:
+    """All candidates of `--precision auto` with their figures, and why one of them ships."""
+    rows = []
+    for row in values["candidates"]:
+        accuracy, latency = row["accuracy"], row["latency"]
+        drop = accuracy and accuracy["drop"]
+        rows.append(
+            (
+                row["name"],
+                f"{drop['value']:+.2f}" if drop else "",
+                f"{accuracy['agreement']:.2f}" if accuracy else "",
+                f"{100 * row['macs_int8_share']:.1f}",
+                f"{latency['p50_ms']:.2f}" if latency else "",
+                f"{latency['speedup']['median']:.2f}" if latency else "",
+                "ships" if row["ships"] else row["why_not"],
+            )
+        )
+    columns = (
+        "candidate",
+        "drop, points",
+        "agreement, %",
+        "INT8 MACs, %",
+        "p50, ms",
+        "speed against float",
+        "",
+    )
+    shown: list[Table | str] = [listing("candidates", columns, rows)]
+    for row in values["candidates"]:
+        if row["float_layers"]:
+            shown.append(f"{row['name']} keeps in float: {', '.join(row['float_layers'])}.")
+    return [*shown, str(values["reason"])]
+
+
+def costs(title: str, values: Sequence[LayerCost]) -> Table:
+    """What quantizing each layer alone costs, the costliest first."""
+    total = sum(cost.noise for cost in values) or 1.0
+    rows = [
+        (
+            cost.name,
+            _number(cost.sqnr_db, "no error"),
+            f"{100 * cost.noise / total:.1f}",
+            f"{cost.agreement:.1f}",
+            f"{cost.macs / 1e6:.1f}",
+        )
+        for cost in values
+    ]
+    columns = ("layer", "SQNR, dB", "share of the error, %", "agreement, %", "MMAC")
+    return table(title, columns, rows)
+
+
 def conditions(manifest: Mapping[str, Any]) -> str:
     """How the figures of `comparison` were measured, in sentences."""
     parts = []
@@ -84,8 +138,11 @@ def conditions(manifest: Mapping[str, Any]) -> str:
     if latency:
         result = latency["results"]["quantized"]
         spread = max(one["spread"] for one in latency["results"].values())
+        before, after = (latency["results"][name]["backend"] for name in ("float", "quantized"))
+        if before != after:
+            before = f"float by {before}, {manifest['precision']} by {after}"
         parts.append(
-            f"Latency: {manifest['target']['backend']}, batch 1, {latency['threads']} threads, "
+            f"Latency: {before}, batch 1, {latency['threads']} threads, "
             f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in its own "
             f"process, spread of rounds {100 * spread:.0f} %."
         )
@@ -143,6 +200,77 @@ def provenance(manifest: Mapping[str, Any]) -> Table:
     rows.append(("created", manifest["created"]))
     rows.append(("tools", short(manifest["tools"])))
     return listing("bundle", ("", ""), rows)
+
+
+def executed(report: Mapping[str, Any]) -> list[Any]:
+    """What a runtime executes: a row a layer, the rest by kind, modules, and what it means."""
+
+    def cost(microseconds: float) -> tuple[str, str]:
+        return f"{microseconds:.0f}", f"{100 * microseconds / report['microseconds']:.1f}"
+
+    layers = [
+        (
+            layer["name"],
+            layer["stored"],
+            layer["precision"] or (f"in {layer['inside']}" if layer["inside"] else "not seen"),
+            "" if layer["macs"] is None else f"{layer['macs'] / 1e6:.1f}",
+            *cost(layer["microseconds"]),
+            layer["kernel"],
+        )
+        for layer in report["layers"]
+    ]
+    groups = [
+        (
+            group["title"],
+            str(len(group["nodes"])),
+            " ".join(sorted({node["precision"] for node in group["nodes"]})),
+            *cost(group["microseconds"]),
+            group["nodes"][0]["name"],
+        )
+        for group in report["groups"]
+    ]
+    modules = [
+        (
+            module["name"],
+            f"{module['int8']} of {module['layers']}",
+            "" if module["macs"] is None else f"{module['macs'] / 1e6:.1f}",
+            *cost(module["microseconds"]),
+        )
+        for module in report["modules"]
+    ]
+    shown: list[Any] = [
+        figures("layers", ("layer", "file", "runs in", "MMAC", "µs", "time, %", "kernel"), layers),
+        figures("beside the layers", ("", "nodes", "run in", "µs", "time, %", "longest"), groups),
+    ]
+    if modules:
+        columns = ("layers of", "in INT8", "MMAC", "µs", "time, %")
+        shown.append(figures("modules", columns, modules))
+    count = report["threads"]
+    threads = f"{count} thread{'s' if count > 1 else ''}" if count else "its own choice of threads"
+    conditions = (
+        f"{report['backend']} {report['version']}, {threads}: "
+        f"{report['microseconds'] / 1e3:.2f} ms a picture in all nodes, medians of "
+        f"{report['runs']} runs in {len(report['rounds'])} rounds."
+    )
+    if report["macs"]:
+        # Rounded down: a hundred percent means all.
+        percent = math.floor(1000 * report["macs_int8_share"]) / 10
+        conditions += f" {percent:.1f} % of the multiply-accumulates run in INT8."
+    shown.append(conditions)
+    shown.append("\n".join(f"- {sentence}" for sentence in report["sentences"]))
+    return shown
+
+
+def figures(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with figures to the right and text to the left."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    numbers = ("nodes", "MMAC", "µs", "time, %")
+    for column in columns:
+        justify: Any = "right" if column in numbers else "left"
+        made.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def short(value: Any) -> str:

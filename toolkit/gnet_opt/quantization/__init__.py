@@ -4,100 +4,163 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gnet_opt.errors import ConfigError, require
+from gnet_opt.errors import CalibrationError, ConfigError, require
 from gnet_opt.files import atomic_path
+from gnet_opt.quantization.recipe import DEFAULT_METHOD, METHODS, Recipe
+from gnet_opt.quantization.statistics import Statistics
 from gnet_opt.target import Scheme
 
-METHODS = ("entropy", "minmax", "mse", "percentile")
-DEFAULT_METHOD = "mse"
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from gnet_opt.quantization.weights import QuantizedWeight
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "METHODS",
+    "Recipe",
+    "Statistics",
+    "calibrate",
+    "check_enough",
+    "quantize",
+]
+
+LEAST_IMAGES = {"entropy": 16, "percentile": 8}
+"""Fewest calibration pictures of a method that goes by how often values occur: with fewer, what is
+rare in one picture decides. (NVIDIA calls for about 500 for entropy on ImageNet.) The others work
+from the first picture on."""
+
+
+def check_enough(method: str, images: int) -> None:
+    """Refuse a method that has too few pictures to go by.
+
+    Raises:
+        CalibrationError: There are fewer than `LEAST_IMAGES`.
+    """
+    least = LEAST_IMAGES.get(method, 1)
+    if images < least:
+        raise CalibrationError(
+            f"The method {method} needs at least {least} calibration pictures to tell rare values "
+            f"from usual ones, and there are {images}. Add pictures, or use --method minmax."
+        )
+
+
+def calibrate(
+    model: Path, inputs: Iterable[npt.NDArray[np.float32]], *, threads: int | None = None
+) -> Statistics:
+    """Run a float ONNX file over calibration pictures and keep what decides the ranges.
+
+    Args:
+        model: The float file, as `gnet_opt.stages` exports it.
+        inputs: Preprocessed calibration pictures, float32 of shape (3, height, width) each. They
+            are read once and not kept: memory does not grow with their number.
+        threads: CPU threads, or None for the runtime's own choice.
+
+    Raises:
+        CalibrationError: There is no picture, a weight or an activation is not finite, or every
+            picture is of a single colour.
+        ModelError: The file cannot be read, or has nothing to quantize.
+    """
+    require("onnx_ir", "build", "quantize a model")
+    require("onnxruntime", "build", "calibrate a model")
+    from gnet_opt.quantization.collect import collect
+    from gnet_opt.quantization.regions import find_regions, load_graph
+
+    # Whatever the scheme will ask for is among these regions.
+    regions = find_regions(load_graph(model), results=True)
+    return collect(model, regions, inputs, threads=threads)
 
 
 def quantize(
     model: Path,
     out: Path,
-    inputs: Iterable[npt.NDArray[np.float32]],
+    statistics: Statistics,
     scheme: Scheme,
-    *,
-    method: str = DEFAULT_METHOD,
-    bias_correction: bool = True,
-    threads: int | None = None,
+    recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Calibrate a float ONNX file and write it as INT8 in Q/DQ form.
+    """Write a float ONNX file as INT8 in Q/DQ form.
 
     Args:
-        model: The float file, as `gnet_opt.stages` exports it.
+        model: The float file.
         out: The file to write.
-        inputs: Preprocessed calibration pictures, float32 of shape (3, height, width) each. They
-            are read once and not kept.
+        statistics: What `calibrate` saw with this file.
         scheme: The target's integer form.
-        method: How a range is chosen from what was seen; one of `METHODS`.
-        bias_correction: Whether biases undo the mean error of the rounded weights.
-        threads: CPU threads for calibration, or None for the runtime's own choice.
+        recipe: What the target leaves open, None for the defaults.
 
     Returns:
         The facts for the manifest: `calibrate` and `quantize`.
 
     Raises:
         ConfigError: The method is unknown.
-        CalibrationError: There is no picture, or an activation is not finite.
+        CalibrationError: There are too few pictures for the method.
         ModelError: The file cannot be read, or the result misses a post-condition.
     """
     require("onnx_ir", "build", "quantize a model")
-    require("onnxruntime", "build", "calibrate a model")
     import onnx_ir as ir
 
     from gnet_opt.quantization import ranges
-    from gnet_opt.quantization.collect import collect
-    from gnet_opt.quantization.correction import correct_bias
-    from gnet_opt.quantization.graph import constant
-    from gnet_opt.quantization.placement import place, quantize_weight
+    from gnet_opt.quantization.placement import place
     from gnet_opt.quantization.postconditions import check
-    from gnet_opt.quantization.regions import compute_nodes, find_regions, load_graph
+    from gnet_opt.quantization.regions import find_regions, load_graph
 
-    if method not in ranges.METHODS:
-        raise ConfigError(f"There is no method {method!r}; use one of {', '.join(METHODS)}.")
+    recipe = recipe or Recipe()
+    if recipe.method not in ranges.METHODS:
+        raise ConfigError(f"There is no method {recipe.method!r}; use one of {', '.join(METHODS)}.")
+    check_enough(recipe.method, statistics.images)
     graph_model = load_graph(model)
-    regions = find_regions(graph_model)
-    statistics = collect(model, regions, inputs, threads=threads)
-    choose = ranges.METHODS[method]
+    regions = find_regions(graph_model, recipe.keep_float, results=scheme.results)
+    choose = ranges.METHODS[recipe.method]
+    seen = {region.name: statistics.of(region.sources) for region in regions}
     parameters = {
-        name: ranges.affine(choose(seen, scheme), scheme)
-        for name, seen in statistics.histograms.items()
+        name: ranges.affine(choose(histogram, scheme), scheme) for name, histogram in seen.items()
     }
-
-    weights, biases = {}, {}
-    for node in compute_nodes(graph_model.graph):
-        data, weight = node.inputs[0], node.inputs[1]
-        assert data is not None and weight is not None and weight.const_value is not None
-        values = weight.const_value.numpy()
-        quantized = quantize_weight(values, scheme)
-        weights[str(weight.name)] = quantized
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        # A layer without a bias gets none: adding one is a pass over its output.
-        if bias_correction and bias is not None and bias.any():
-            biases[str(node.name)] = correct_bias(
-                bias, values, quantized.dequantized(), statistics.means[str(data.name)]
-            )
-    place(graph_model, regions, parameters, weights, biases)
+    weights, biases = _quantize_layers(graph_model.graph, statistics, scheme, recipe)
+    place(graph_model, regions, parameters, weights, biases, recipe.keep_float)
     with atomic_path(out) as temporary:
         ir.save(graph_model, temporary)
-        facts = check(temporary, scheme)
-    reductions = [
-        1.0
-        - float(parameters[name].scale / ranges.affine(ranges.minmax(seen, scheme), scheme).scale)
-        for name, seen in statistics.histograms.items()
-    ]
+        facts = check(temporary, scheme, recipe.keep_float)
+    full = {
+        name: ranges.affine(ranges.minmax(histogram, scheme), scheme).scale
+        for name, histogram in seen.items()
+    }
     return {
         "calibrate": {
             "images": statistics.images,
-            "largest_range_reduction": max(reductions),
-            "method": method,
+            "largest_range_reduction": max(
+                1.0 - float(parameters[name].scale / full[name]) for name in seen
+            ),
+            "method": recipe.method,
             "ranges": len(regions),
         },
         "quantize": {**facts, "biases_corrected": len(biases)},
     }
+
+
+def _quantize_layers(
+    graph: ir.Graph, statistics: Statistics, scheme: Scheme, recipe: Recipe
+) -> tuple[dict[str, QuantizedWeight], dict[str, npt.NDArray[np.float32]]]:
+    """The weights in integers by their names, and the corrected biases by their layers' names."""
+    from gnet_opt.quantization.correction import correct_bias
+    from gnet_opt.quantization.graph import constant
+    from gnet_opt.quantization.regions import compute_nodes
+    from gnet_opt.quantization.weights import quantize_weight
+
+    weights, biases = {}, {}
+    for node in compute_nodes(graph, recipe.keep_float):
+        data, weight = node.inputs[0], node.inputs[1]
+        assert data is not None and weight is not None and weight.const_value is not None
+        values = weight.const_value.numpy()
+        quantized = quantize_weight(values, scheme, search=recipe.weight_search)
+        weights[str(weight.name)] = quantized
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        # A layer without a bias gets none: adding one is a pass over its output.
+        if recipe.bias_correction and bias is not None and bias.any():
+            biases[str(node.name)] = correct_bias(
+                bias, values, quantized.dequantized(), statistics.means[str(data.name)]
+            )
+    return weights, biases

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,41 +10,7 @@ import onnx_ir as ir
 
 from gnet_opt.quantization.ranges import Affine
 from gnet_opt.quantization.regions import Region, compute_nodes, passes_through, sums
-from gnet_opt.target import Scheme
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedWeight:
-    """A weight in integers.
-
-    Attributes:
-        integers: int8, in the shape of the float weight.
-        scales: float32 of shape (output channels,), or () for one scale.
-    """
-
-    integers: npt.NDArray[np.int8]
-    scales: npt.NDArray[np.float32]
-
-    def dequantized(self) -> npt.NDArray[np.float32]:
-        """The float weight that a runtime computes with."""
-        axes = (1,) * (self.integers.ndim - 1) if self.scales.ndim else ()
-        return self.integers.astype(np.float32) * self.scales.reshape(-1, *axes)
-
-
-def quantize_weight(weight: npt.NDArray[np.float32], scheme: Scheme) -> QuantizedWeight:
-    """Quantize a weight symmetrically, with the output channels on axis 0.
-
-    Eight bits are -127..127. Seven bits are -64..64: two products of 255 and 64 add up to 32640,
-    which fits the 16-bit lane of vpmaddubsw.
-    """
-    largest = 64 if scheme.weight_bits == 7 else 127
-    axes = tuple(range(1, weight.ndim)) if scheme.per_channel else None
-    bound = np.abs(weight).max(axis=axes).astype(np.float64)
-    scales = np.where(bound > 0.0, bound / largest, 1.0).astype(np.float32)
-    scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1.0))
-    shaped = scales.reshape(-1, *(1,) * (weight.ndim - 1)) if scales.ndim else scales
-    integers = np.clip(np.rint(weight / shaped), -largest, largest).astype(np.int8)
-    return QuantizedWeight(integers=integers, scales=np.asarray(scales, np.float32))
+from gnet_opt.quantization.weights import QuantizedWeight
 
 
 def place(
@@ -54,6 +19,7 @@ def place(
     parameters: Mapping[str, Affine],
     weights: Mapping[str, QuantizedWeight],
     biases: Mapping[str, npt.NDArray[np.float32]],
+    keep_float: Collection[str] = (),
 ) -> None:
     """Insert QuantizeLinear and DequantizeLinear pairs into a float graph, in place.
 
@@ -67,20 +33,23 @@ def place(
         parameters: Scale and zero point of each region, by its name.
         weights: By the name of the float weight's initializer.
         biases: Replacements of biases, by the name of the node that has one.
+        keep_float: Names of Conv and Gemm nodes that stay in float.
     """
     graph = model.graph
     quantized = {tensor: region for region in regions for tensor in region.tensors}
-    compute = set(compute_nodes(graph))
+    compute = set(compute_nodes(graph, keep_float))
     values = {str(value.name): value for value in graph.inputs}
     values.update({str(v.name): v for node in graph for v in node.outputs})
 
     for name, region in quantized.items():
         value = values[name]
         # Only readers inside the quantized part: a node that stays float reads the float value.
+        # What float arithmetic alone reads is quantized for its writer's sake: all read it so.
         readers = [
             (use.node, use.idx)
             for use in value.uses()
-            if ((use.node in compute or sums(use.node)) and use.idx == 0)
+            if region.result
+            or ((use.node in compute or sums(use.node)) and use.idx == 0)
             or (passes_through(use.node) and str(use.node.outputs[0].name) in quantized)
         ]
         dequantized = _insert_pair(graph, value, region.name, parameters[region.name])

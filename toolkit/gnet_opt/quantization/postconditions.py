@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,27 @@ from gnet_opt.quantization.graph import (
     same_parameters,
 )
 from gnet_opt.quantization.regions import load_graph, passes_through
+from gnet_opt.quantization.weights import LARGEST, LARGEST_PAIR, largest_pair
 from gnet_opt.target import Scheme
 
 
-def check(path: Path, scheme: Scheme) -> dict[str, Any]:
+def check(path: Path, scheme: Scheme, keep_float: Collection[str] = ()) -> dict[str, Any]:
     """Read an INT8 file anew and check the form that every backend here fuses.
 
     1. Each Conv and Gemm reads both its data and its weight from a DequantizeLinear; the data one
        undoes a QuantizeLinear with the same parameters. One whose weight is computed while it
-       runs stays float, and counts as that in the share of multiply-accumulates.
+       runs stays float, and so do those of `keep_float`, whose weight is float; both count as that
+       in the share of multiply-accumulates.
     2. Scales are positive and finite; zero points and types are those of the scheme; weights are
-       int8 initializers within the scheme's bits; biases are float.
+       int8 initializers within the scheme's bits, and in pairs within a saturating lane; biases
+       are float.
     3. The quantized inputs of a Concat share one scale and zero point, and a MaxPool or Concat
        keeps its own through to the next quantization.
 
     Args:
         path: The written file.
         scheme: What it must follow.
+        keep_float: Names of Conv and Gemm nodes that are to stay in float.
 
     Returns:
         Counts, and the share of multiply-accumulates in INT8, for the manifest.
@@ -49,7 +54,12 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is no valid ONNX model: {error}") from error
     graph = load_graph(path).graph
-    nodes = [node for node in graph if _is_compute(node)]
+    layers = [node for node in graph if _is_compute(node)]
+    nodes = [node for node in layers if node.name not in keep_float]
+    for node in layers:
+        if node.name in keep_float:
+            is_float = constant(node.inputs[1]) is not None and not is_dequantized(node.inputs[1])
+            _require(is_float, node, "it was to stay in float", path)
     for node in nodes:
         _require(is_dequantized(node.inputs[0]), node, "its data is not dequantized", path)
         _require(is_dequantized(node.inputs[1]), node, "its weight is not dequantized", path)
@@ -63,6 +73,7 @@ def check(path: Path, scheme: Scheme) -> dict[str, Any]:
     shared = sum(_check_shared(node, path) for node in graph if passes_through(node))
     return {
         "conv": sum(node.op_type == "Conv" for node in nodes),
+        "float_layers": len(layers) - len(nodes),
         "gemm": sum(node.op_type == "Gemm" for node in nodes),
         "macs": described["macs"],
         "macs_int8_share": described["macs_int8_share"],
@@ -97,9 +108,13 @@ def _check_weight(node: ir.Node, scheme: Scheme, path: Path) -> None:
     weight = constant(dequantize.inputs[0])
     if weight is None or weight.dtype != np.int8:
         raise _fault(node, "its weight is not an int8 constant", path)
-    largest = 64 if scheme.weight_bits == 7 else 127
+    largest = LARGEST[scheme.weight_bits]
     bound = int(np.abs(weight.astype(np.int16)).max())
     _require(bound <= largest, node, f"its weight reaches {bound}, beyond {largest}", path)
+    if scheme.saturating_pairs:
+        pair = largest_pair(weight)
+        fault = f"two neighbouring weights add up to {pair}, beyond {LARGEST_PAIR}"
+        _require(pair <= LARGEST_PAIR, node, fault, path)
     _check_scale(scale, node, "weight", path)
     centred = zero is None or not zero.any()
     _require(centred, node, "its weight has a zero point other than 0", path)

@@ -2,18 +2,21 @@
 
 Rules, in the order of the code:
 
-1. The data input of every Conv and Gemm with a constant weight is quantized, and so is that of a
-   GlobalAveragePool: it reads integers and adds them up without loss, so that the convolutions
-   before it need not write floats.
+1. The data input of every Conv and Gemm with a constant weight is quantized, but for those that
+   are to stay in float. So is that of a GlobalAveragePool behind such layers alone: it reads
+   integers and adds them up without loss, so that the convolutions before it need not write floats.
 2. What flows through MaxPool or Concat into such a tensor is quantized with the same range: both
    only move values, so with one range they run on integers without any arithmetic, and TensorRT
    needs no reformat around a Concat (TensorRT #4366).
-3. Everything else (LRN, softmax, the averages, the logits) stays float. A ReLU is inside the range
+3. Where a runtime computes a layer in INT8 only when its result is quantized, the result of every
+   other layer but the logits is quantized, too, though float arithmetic reads it next.
+4. Everything else (LRN, softmax, the averages, the logits) stays float. A ReLU is inside the range
    of the tensor that it writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +38,13 @@ class Region:
         tensors: Every tensor of the region, in graph order.
         sources: Those whose values decide the range: the tensors that no MaxPool or Concat of
             the region wrote.
+        result: Whether it is the result of a layer that only float arithmetic reads.
     """
 
     name: str
     tensors: tuple[str, ...]
     sources: tuple[str, ...]
+    result: bool = False
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -62,12 +67,13 @@ def load_graph(path: Path) -> ir.Model:
     return model
 
 
-def compute_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Every Conv and Gemm with a constant weight, in graph order."""
+def compute_nodes(graph: ir.Graph, keep_float: Collection[str] = ()) -> list[ir.Node]:
+    """Every Conv and Gemm with a constant weight, in graph order, but for those of `keep_float`."""
     return [
         node
         for node in graph
         if node.op_type in _COMPUTE
+        and node.name not in keep_float
         and node.inputs[0] is not None
         and node.inputs[1] is not None
         and node.inputs[1].const_value is not None
@@ -89,8 +95,16 @@ def sums(node: ir.Node) -> bool:
     return node.op_type in _SUMS
 
 
-def find_regions(model: ir.Model) -> tuple[Region, ...]:
+def find_regions(
+    model: ir.Model, keep_float: Collection[str] = (), *, results: bool = False
+) -> tuple[Region, ...]:
     """Group the tensors to quantize by the range that they share.
+
+    Args:
+        model: The float graph.
+        keep_float: Names of Conv and Gemm nodes that stay in float.
+        results: Whether the results of layers are quantized where only float arithmetic reads
+            them.
 
     Raises:
         ModelError: There is nothing to quantize.
@@ -102,12 +116,14 @@ def find_regions(model: ir.Model) -> tuple[Region, ...]:
             value = parent[value]
         return value
 
-    pending = [_data_input(node) for node in compute_nodes(model.graph)]
+    layers = compute_nodes(model.graph, keep_float)
+    pending = [_data_input(node) for node in layers]
     if not pending:
         raise ModelError(
             "The graph has no Conv or Gemm with constant weights: nothing to quantize."
         )
-    pending += [_data_input(node) for node in model.graph if sums(node)]
+    written = set(layers)
+    pending += [_data_input(node) for node in model.graph if sums(node) and _follows(node, written)]
     while pending:
         value = pending.pop()
         if value in parent:
@@ -123,11 +139,28 @@ def find_regions(model: ir.Model) -> tuple[Region, ...]:
                 if source is not None:
                     parent[root(source)] = root(value)
 
+    extra = {found for node in layers if (found := _result(node)) is not None} - set(parent)
+    if results:
+        parent.update({found: found for found in extra})
+
     members: dict[ir.Value, list[ir.Value]] = {}
     for value in _in_graph_order(model.graph):
         if value in parent:
             members.setdefault(root(value), []).append(value)
-    return tuple(_region(values) for values in members.values())
+    return tuple(_region(values, values[0] in extra) for values in members.values())
+
+
+def _follows(node: ir.Node, layers: Collection[ir.Node]) -> bool:
+    """Whether these layers alone wrote what a node reads, up to ReLU, MaxPool and Concat."""
+    before = [value.producer() for value in node.inputs if value is not None]
+    return all(
+        found is not None
+        and (
+            found in layers
+            or ((found.op_type == "Relu" or passes_through(found)) and _follows(found, layers))
+        )
+        for found in before
+    )
 
 
 def _data_input(node: ir.Node) -> ir.Value:
@@ -136,12 +169,22 @@ def _data_input(node: ir.Node) -> ir.Value:
     return value
 
 
-def _region(values: list[ir.Value]) -> Region:
+def _result(node: ir.Node) -> ir.Value | None:
+    """What a layer writes, behind its ReLU; None for an output of the graph."""
+    value = node.outputs[0]
+    users = [use.node for use in value.uses()]
+    if len(users) == 1 and users[0].op_type == "Relu":
+        value = users[0].outputs[0]
+    return None if value.is_graph_output() or not value.uses() else value
+
+
+def _region(values: list[ir.Value], result: bool) -> Region:
     sources = [value for value in values if not passes_through(value.producer())]
     return Region(
         name=str(values[0].name),
         tensors=tuple(str(value.name) for value in values),
         sources=tuple(str(value.name) for value in sources),
+        result=result,
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,6 +37,32 @@ class Histogram:
         self.positive: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.negative: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.zeros = 0
+
+    @classmethod
+    def merged(cls, histograms: Iterable[Histogram]) -> Histogram:
+        """The histogram that one pass over the data of all of them would give, exactly."""
+        total = cls()
+        for histogram in histograms:
+            total.include(histogram)
+        return total
+
+    def include(self, other: Histogram) -> None:
+        """Add everything that another histogram counted; it is not changed."""
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+        self.zeros += other.zeros
+        if other.width == 0.0:
+            return
+        if self.width == 0.0:
+            self.width = other.width
+        while self.width < other.width:
+            self._double()
+        positive, negative = other.positive, other.negative
+        width = other.width
+        while width < self.width:
+            positive, negative, width = _in_pairs(positive), _in_pairs(negative), width * 2.0
+        self.positive = self.positive + positive
+        self.negative = self.negative + negative
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count float32 values of any shape.
@@ -79,7 +108,55 @@ class Histogram:
             # The bound keeps 1 / width within float32 for values next to nothing.
             self.width = float(np.ldexp(1.0, max(int(exponent), -100))) / BINS
         while bound >= self.width * BINS:
-            self.width *= 2.0
-            for counts in (self.positive, self.negative):
-                counts[: BINS // 2] = counts.reshape(-1, 2).sum(axis=1)
-                counts[BINS // 2 :] = 0
+            self._double()
+
+    def _double(self) -> None:
+        self.width *= 2.0
+        self.positive, self.negative = _in_pairs(self.positive), _in_pairs(self.negative)
+
+
+def _in_pairs(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The counts for bins of twice the width."""
+    wider = np.zeros(BINS, np.int64)
+    wider[: BINS // 2] = counts.reshape(-1, 2).sum(axis=1)
+    return wider
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What calibration saw: all that any method needs, so that methods can be tried without a
+    second pass over the pictures.
+
+    Attributes:
+        images: How many pictures.
+        histograms: The values of each tensor that decides a range, by the tensor's name.
+        means: The mean of each channel of a Conv's or Gemm's data input, float64 of shape
+            (channels,), by the tensor's name.
+        peaks: The largest magnitude in each channel of the tensors that decide a range, float32
+            of shape (channels,), by the tensor's name.
+    """
+
+    images: int
+    histograms: Mapping[str, Histogram]
+    means: Mapping[str, npt.NDArray[np.float64]]
+    peaks: Mapping[str, npt.NDArray[np.float32]]
+
+    def of(self, tensors: Iterable[str]) -> Histogram:
+        """The values of several tensors together."""
+        return Histogram.merged(self.histograms[name] for name in tensors)
+
+    def merged(self, other: Statistics) -> Statistics:
+        """What calibration would have seen of both sets of pictures of one model."""
+        images = self.images + other.images
+        return Statistics(
+            images=images,
+            histograms={
+                name: Histogram.merged((seen, other.histograms[name]))
+                for name, seen in self.histograms.items()
+            },
+            means={
+                name: (mean * self.images + other.means[name] * other.images) / images
+                for name, mean in self.means.items()
+            },
+            peaks={name: np.maximum(peak, other.peaks[name]) for name, peak in self.peaks.items()},
+        )

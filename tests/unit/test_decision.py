@@ -1,0 +1,243 @@
+"""Which candidate ships, on made-up figures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from gnet_opt.bench.latency import Latency, LatencyReport
+from gnet_opt.decision import SAME, Figures, decide, refusal
+from gnet_opt.errors import GnetOptError
+from gnet_opt.files import dump_json
+
+
+def accuracy(drop: float | None) -> dict[str, Any]:
+    """What a manifest says of a candidate, as far as it decides."""
+    found = None if drop is None else {"ci95": [drop - 1.0, drop + 2.0], "value": drop}
+    return {"agreement": 98.0, "drop": found, "images": 400, "sqnr_db": 25.0}
+
+
+def figures(
+    name: str, drop: float | None = 0.0, *, measured: bool = True, layers: tuple[str, ...] = ()
+) -> Figures:
+    """A candidate named as a build names it, `int8 on openvino` for example."""
+    precision, _, backend = name.split()
+    share = {"int8": 1.0, "mixed": 0.75}.get(precision, 0.0)
+    return Figures(
+        name=name,
+        precision=precision,
+        backend=backend,
+        accuracy=accuracy(drop) if measured else None,
+        float_layers=layers,
+        macs_int8_share=share,
+    )
+
+
+def report(**speeds: float) -> LatencyReport:
+    """Float in 12 ms and others so many times as fast, in two equal rounds."""
+
+    def timed(name: str, milliseconds: float) -> Latency:
+        return Latency(
+            name=name,
+            backend=name.split()[-1],
+            samples_ns=((round(milliseconds * 1e6),) * 3,) * 2,
+            load_ms=1.0,
+            first_ms=1.0,
+            warm_up=10,
+            steady=True,
+            peak_rss_bytes=None,
+        )
+
+    results = [timed("float", 12.0)]
+    results += [timed(name.replace("_", " "), 12.0 / speed) for name, speed in speeds.items()]
+    return LatencyReport(results=tuple(results), threads=2, shape=(1, 3, 8, 8))
+
+
+def row(decision: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [row for row in decision["candidates"] if row["name"] == name]
+    return dict(found)
+
+
+INT8, MIXED, FLOAT = "int8 on openvino", "mixed on openvino", "fp32 on openvino"
+
+
+def test_the_fastest_within_the_budget_ships() -> None:
+    candidates = [
+        figures(INT8, 0.5),
+        figures("int8 on onnxruntime", 0.75),
+        figures(FLOAT),
+        figures("fp32 on onnxruntime", 0.25),
+    ]
+    timed = report(
+        int8_on_openvino=1.5,
+        int8_on_onnxruntime=2.0,
+        fp32_on_openvino=1.0,
+        fp32_on_onnxruntime=1.25,
+    )
+    name, decision = decide(candidates, 1.0, timed)
+    assert name == decision["ships"] == "int8 on onnxruntime"
+    assert [r["name"] for r in decision["candidates"]] == [c.name for c in candidates]
+    assert [r["ships"] for r in decision["candidates"]] == [False, True, False, False]
+    assert row(decision, name)["why_not"] == ""
+    assert row(decision, INT8)["why_not"] == "1.33 times the time of int8 on onnxruntime."
+    assert row(decision, FLOAT)["why_not"] == "2.00 times the time of int8 on onnxruntime."
+    assert decision["rule"] == "The fastest within the accuracy budget ships."
+    assert decision["reason"] == (
+        "INT8 on onnxruntime ships: the fastest within the budget, 2.00 times as fast as float."
+    )
+    assert row(decision, INT8)["latency"]["p50_ms"] == pytest.approx(8.0)
+    assert row(decision, INT8)["latency"]["speedup"]["median"] == pytest.approx(1.5)
+    assert row(decision, INT8)["accuracy"] == accuracy(0.5)
+
+
+def test_over_the_budget_never_ships() -> None:
+    timed = report(fp32_on_openvino=1.0)
+    name, decision = decide([figures(INT8, 1.01), figures(FLOAT)], 1.0, timed)
+    assert name == FLOAT
+    reason = (
+        "INT8 loses 1.01 points of top-1 (95 % interval 0.01 to 3.01, 400 pictures); --max-drop "
+        "allows 1."
+    )
+    assert row(decision, INT8)["why_not"] == reason
+    assert row(decision, INT8)["latency"] is None
+    assert decision["reason"] == (
+        f"INT8 does not ship: {reason} Float on openvino ships: the fastest within the budget."
+    )
+
+
+def test_int8_that_is_slower_than_float_does_not_ship() -> None:
+    timed = report(int8_on_openvino=0.8, fp32_on_openvino=1.0)
+    name, decision = decide([figures(INT8), figures(FLOAT)], 1.0, timed)
+    assert name == FLOAT
+    assert row(decision, INT8)["why_not"] == "1.25 times the time of fp32 on openvino."
+    assert decision["reason"] == (
+        "INT8 does not ship: it is not the fastest here (0.80 times as fast as float). "
+        "Float on openvino ships: the fastest within the budget."
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"), [(("a", "b"), "With 2 layers in float"), (("a",), "With 1 layer in float")]
+)
+def test_mixed_precision_says_what_it_keeps(layers: tuple[str, ...], text: str) -> None:
+    timed = report(mixed_on_openvino=1.6, fp32_on_openvino=1.0)
+    candidates = [figures(INT8, 7.0), figures(MIXED, 0.5, layers=layers), figures(FLOAT)]
+    name, decision = decide(candidates, 1.0, timed)
+    assert name == MIXED
+    assert row(decision, MIXED)["float_layers"] == list(layers)
+    assert row(decision, MIXED)["macs_int8_share"] == 0.75
+    first, _, rest = decision["reason"].partition(" With ")
+    assert first.startswith("INT8 does not ship: INT8 loses 7.00 points")
+    assert f"With {rest}" == (
+        f"{text} (25.0 % of the multiply-accumulates) the budget of 1 points is met. Mixed "
+        "precision on openvino ships: the fastest within the budget, 1.60 times as fast as float."
+    )
+
+
+def test_mixed_precision_that_is_slower_than_float_does_not_ship() -> None:
+    timed = report(mixed_on_openvino=0.9, fp32_on_openvino=1.0)
+    candidates = [figures(INT8, 7.0), figures(MIXED, layers=("a",)), figures(FLOAT)]
+    name, decision = decide(candidates, 1.0, timed)
+    assert name == FLOAT
+    assert row(decision, MIXED)["why_not"] == "1.11 times the time of fp32 on openvino."
+    assert "layers in float" not in decision["reason"]
+
+
+def test_without_latency_the_order_of_preference_decides() -> None:
+    candidates = [figures(INT8, 5.0), figures(MIXED, 0.5, layers=("a",)), figures(FLOAT)]
+    name, decision = decide(candidates, 1.0, None)
+    assert name == MIXED
+    assert {r["latency"] for r in decision["candidates"]} == {None}
+    assert row(decision, FLOAT)["why_not"] == "Not first in the order of preference."
+    assert row(decision, INT8)["why_not"].startswith("INT8 loses 5.00 points")
+    assert decision["reason"].endswith(
+        "Mixed precision ships: the first within the budget; latency cannot be measured on this "
+        "machine."
+    )
+    name, decision = decide([figures(INT8), figures(FLOAT)], 1.0, None)
+    assert name == INT8
+    assert decision["reason"] == (
+        "INT8 ships: the first within the budget; latency cannot be measured on this machine."
+    )
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["no labels", "no pictures"])
+def test_without_labels_the_gate_is_open(measured: bool) -> None:
+    candidates = [figures(name, None, measured=measured) for name in (INT8, FLOAT)]
+    assert [refusal(one, 0.0) for one in candidates] == ["", ""]
+    name, decision = decide(candidates, 0.0, report(int8_on_openvino=1.8, fp32_on_openvino=1.0))
+    assert name == INT8
+    assert (row(decision, INT8)["accuracy"] is None) == (not measured)
+
+
+def test_of_equally_fast_ones_the_first_ships() -> None:
+    timed = report(int8_on_openvino=1.5, mixed_on_openvino=1.5, fp32_on_openvino=1.5)
+    candidates = [figures(INT8), figures(MIXED, layers=("a",)), figures(FLOAT)]
+    assert decide(candidates, 1.0, timed)[0] == INT8
+    assert decide(candidates[::-1], 1.0, timed)[0] == FLOAT
+    assert row(decide(candidates, 1.0, timed)[1], FLOAT)["why_not"] == (
+        "Less than 3 % faster than int8 on openvino, which is preferred."
+    )
+
+
+@pytest.mark.parametrize(("faster", "ships"), [(1.02, INT8), (1.04, "int8 on onnxruntime")])
+def test_a_difference_that_is_noise_does_not_count(faster: float, ships: str) -> None:
+    candidates = [figures(INT8), figures("int8 on onnxruntime"), figures(FLOAT)]
+    timed = report(int8_on_openvino=2.0, int8_on_onnxruntime=2.0 * faster, fp32_on_openvino=1.0)
+    name, decision = decide(candidates, 1.0, timed)
+    assert name == ships
+    shown = row(decision, "int8 on onnxruntime")["why_not"]
+    assert ("which is preferred" in shown) == (name == INT8)
+    # Who is preferred but slower ships, too, and the other one says by how much.
+    timed = report(int8_on_openvino=2.0, int8_on_onnxruntime=2.0 / faster, fp32_on_openvino=1.0)
+    name, decision = decide(candidates, 1.0, timed)
+    assert name == INT8
+    shown = row(decision, "int8 on onnxruntime")["why_not"]
+    assert shown == f"{faster:.2f} times the time of int8 on openvino."
+
+
+def test_the_budget_itself_is_within_it() -> None:
+    assert refusal(figures(INT8, 1.0), 1.0) == ""
+    assert refusal(figures(INT8, 0.0), 0.0) == ""
+    assert refusal(figures(INT8, -0.25), 0.0) == ""
+    assert refusal(figures(INT8, 0.25), 0.0).endswith("--max-drop allows 0.")
+    assert refusal(figures(MIXED, 2.0), 1.5).startswith("Mixed precision loses 2.00 points")
+    assert refusal(figures(FLOAT, 2.0), 1.5).startswith("Float loses 2.00 points")
+
+
+def test_nothing_within_the_budget_is_a_fault() -> None:
+    with pytest.raises(GnetOptError, match="Please report it"):
+        decide([figures(INT8, 3.0)], 1.0, None)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-2, 60), st.floats(0.2, 4.0)), min_size=1, max_size=6),
+    st.floats(0, 20),
+    st.booleans(),
+)
+def test_what_ships_is_within_the_budget_and_not_slower_than_the_others(
+    drawn: list[tuple[float, float]], max_drop: float, timed: bool
+) -> None:
+    candidates = [figures(f"int8 on b{i}", drop) for i, (drop, _) in enumerate(drawn)]
+    candidates.append(figures("fp32 on b0"))
+    times = {f"int8_on_b{i}": speed for i, (_, speed) in enumerate(drawn)}
+    latency = report(**times, fp32_on_b0=1.0) if timed else None
+    name, decision = decide(candidates, max_drop, latency)
+    within = [c.name for c in candidates if (c.drop or 0.0) <= max_drop]
+    assert name in within
+    if latency is None:
+        assert name == within[0]
+    else:
+        # The first of those that are as fast as the fastest, but for noise.
+        speeds = {one: latency.speedup(one).median for one in within}
+        as_fast = [one for one in within if speeds[one] >= (1.0 - SAME) * max(speeds.values())]
+        assert name == as_fast[0]
+    for candidate in candidates:
+        shown = row(decision, candidate.name)
+        assert shown["ships"] == (candidate.name == name) == (shown["why_not"] == "")
+        assert (shown["latency"] is not None) == (timed and candidate.name in within)
+    assert json.loads(dump_json(decision)) == decision

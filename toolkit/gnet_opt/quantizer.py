@@ -1,0 +1,213 @@
+"""All that the INT8 candidates of one build have in common: statistics, method and repair.
+
+What it finds is measured on calibration pictures alone; `facts` and `notes` say what and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gnet_opt.images import ImageSet
+from gnet_opt.machine import this_machine
+from gnet_opt.planning import Plan
+from gnet_opt.preprocess import FloatArray
+from gnet_opt.progress import Progress
+from gnet_opt.quantization import METHODS, Recipe, Statistics, quantize
+from gnet_opt.quantization.cache import see
+from gnet_opt.search import MOST_JUDGES, Judge, best_method, split
+from gnet_opt.sensitivity import LayerCost, measure
+from gnet_opt.target import Scheme
+
+_WORTH_DB = 0.5
+"""Least gain in SQNR for which a graph without outlier channels takes the place of the graph."""
+
+
+class Quantizer:
+    """Writes INT8 files of one float graph.
+
+    Attributes:
+        facts: What was found, for the manifest: `method`, and `equalize` where there were
+            outlier channels.
+        notes: The same in plain sentences, where a user should know.
+        recipe: What the target leaves open, as it was chosen.
+    """
+
+    def __init__(self, job: Plan, model: Path, scratch: Path, progress: Progress) -> None:
+        """Calibrate, repair outlier channels and choose the method.
+
+        Args:
+            job: The plan.
+            model: The float ONNX file.
+            scratch: A folder for files on the way.
+            progress: Shows how far it is.
+
+        Raises:
+            CalibrationError: The pictures cannot be used.
+        """
+        self._job = job
+        self._float = self._source = model
+        self._scratch = scratch
+        self._progress = progress
+        self._seen: dict[tuple[Path, str], Statistics] = {}
+        self.facts: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.recipe = Recipe(
+            bias_correction=job.options.bias_correction, weight_search=job.options.weight_search
+        )
+        automatic = job.options.method == "auto"
+        self._parts: tuple[ImageSet, ...] = (job.calibration,)
+        if automatic:
+            self._parts = split(job.calibration)
+        if not automatic:
+            self.recipe = replace(self.recipe, method=job.options.method)
+        self._statistics = self._see(model)
+        self._repair()
+        if automatic:
+            self._choose_method()
+
+    def write(
+        self, out: Path, scheme: Scheme, keep_float: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """Write an INT8 file.
+
+        Args:
+            out: The file.
+            scheme: The integer form.
+            keep_float: Layers that stay in float.
+
+        Returns:
+            The facts of `gnet_opt.quantization.quantize` and those of this object.
+        """
+        recipe = replace(self.recipe, keep_float=keep_float)
+        return {**quantize(self._source, out, self._statistics, scheme, recipe), **self.facts}
+
+    @cached_property
+    def costs(self) -> list[LayerCost]:
+        """What each layer costs, on at most 64 calibration pictures; measured once."""
+        return measure(
+            self._source,
+            self._statistics,
+            self._job.target.scheme,
+            self._load(self._job.calibration.spread(MOST_JUDGES)),
+            recipe=self.recipe,
+            jobs=self._job.options.threads or this_machine().cores,
+            progress=self._progress,
+        )
+
+    def effects(
+        self, pictures: FloatArray, scheme: Scheme, keep_float: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """What bias correction and the search of weight ranges do, each switched over alone.
+
+        Args:
+            pictures: Preprocessed pictures to measure on, float32 of shape (N, 3, H, W).
+            scheme: The integer form.
+            keep_float: Layers that stay in float.
+
+        Returns:
+            SQNR of the logits in dB with and without each, by reference semantics.
+        """
+        judge = Judge(self._float, list(pictures), self._job.options.threads)
+        recipe = replace(self.recipe, keep_float=keep_float)
+        switched = {
+            "bias_correction": replace(recipe, bias_correction=not recipe.bias_correction),
+            "weight_search": replace(recipe, weight_search=not recipe.weight_search),
+        }
+        chosen = self._judged(judge, scheme, recipe)
+        facts: dict[str, Any] = {"images": judge.images}
+        for name, other in switched.items():
+            used, otherwise = getattr(recipe, name), self._judged(judge, scheme, other)
+            facts[name] = {
+                "sqnr_db_with": chosen if used else otherwise,
+                "sqnr_db_without": otherwise if used else chosen,
+                "used": used,
+            }
+        return facts
+
+    def _judged(self, judge: Judge, scheme: Scheme, recipe: Recipe) -> float | None:
+        tried = self._scratch / "tried.onnx"
+        quantize(self._source, tried, self._statistics, scheme, recipe)
+        sqnr: float | None = judge(tried).to_dict()["sqnr_db"]
+        return sqnr
+
+    def _choose_method(self) -> None:
+        fit, held = self._parts
+        seen = self._see_part(self._source, fit)
+        judge = Judge(self._float, self._load(held.spread(MOST_JUDGES)), self._job.options.threads)
+        tried = self._scratch / "tried.onnx"
+        verdicts = {}
+        for method in self._progress(METHODS, "Choosing the method"):
+            recipe = replace(self.recipe, method=method)
+            quantize(self._source, tried, seen, self._job.target.scheme, recipe)
+            verdicts[method] = judge(tried)
+        method = best_method(verdicts, judge.images)
+        self.recipe = replace(self.recipe, method=method)
+        self.facts["method"] = {
+            "chosen": method,
+            "images": judge.images,
+            "verdicts": {name: verdict.to_dict() for name, verdict in verdicts.items()},
+        }
+        self.notes.append(
+            f"Ranges are chosen by {method}: {verdicts[method].sqnr_db:.1f} dB on "
+            f"{judge.images} calibration pictures that were held back."
+        )
+
+    def _repair(self) -> None:
+        """Use the graph without outlier channels, where there are some and it measures better."""
+        from gnet_opt.quantization.equalize import equalize
+
+        job = self._job
+        equalized = self._scratch / "equalized.onnx"
+        found = equalize(self._float, equalized, self._statistics)
+        if found is None:
+            return
+        pictures = self._load(job.calibration.spread(MOST_JUDGES // 2))
+        judge = Judge(self._float, pictures, job.options.threads)
+        before = self._judged(judge, job.target.scheme, self.recipe)
+        original = self._statistics
+        self._source, self._statistics = equalized, self._see(equalized)
+        after = self._judged(judge, job.target.scheme, self.recipe)
+        better = before is not None and (after is None or after >= before + _WORTH_DB)
+        if not better:
+            self._source, self._statistics = self._float, original
+        self.facts["equalize"] = {
+            **found,
+            "images": judge.images,
+            "sqnr_db_after": after,
+            "sqnr_db_before": before,
+            "used": better,
+        }
+        if better and before is not None and after is not None:
+            self.notes.append(
+                f"{found['channels']} channels of {len(found['layers'])} layers were up to "
+                f"{found['largest_factor']:.0f} times as large as those they share a scale with. "
+                f"They were scaled without changing the logits: INT8 goes from {before:.1f} to "
+                f"{after:.1f} dB."
+            )
+
+    def _see(self, model: Path) -> Statistics:
+        """The statistics of a graph on all calibration pictures."""
+        first, *others = (self._see_part(model, part) for part in self._parts)
+        for other in others:
+            first = first.merged(other)
+        return first
+
+    def _see_part(self, model: Path, images: ImageSet) -> Statistics:
+        known = self._seen.get((model, images.digest))
+        if known is None:
+            options = self._job.options
+            known = self._seen[model, images.digest] = see(
+                model,
+                self._job.model.preprocess,
+                images,
+                cache=options.cache,
+                threads=options.threads,
+                progress=self._progress,
+            )
+        return known
+
+    def _load(self, images: ImageSet) -> list[FloatArray]:
+        return [self._job.model.preprocess.load(path) for path in images.files]

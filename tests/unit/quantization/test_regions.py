@@ -169,3 +169,25 @@ def test_a_file_that_is_no_onnx(tmp_path: Path, data: bytes | None) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read as ONNX"):
         load_graph(tmp_path / "none.onnx")
+
+
+def test_results_for_float_arithmetic_are_regions_of_their_own(tmp_path: Path) -> None:
+    graph = Graph(size=16)
+    data = graph.pool(graph.block("input", 4, "a"), "pool")
+    data = graph.add("LRN", [data], "norm", size=3)
+    path = graph.save(tmp_path / "f.onnx", graph.conv(data, 4, "b"))
+    model = load_graph(path)
+    assert {r.name for r in find_regions(model)} == {"input", "norm_out"}
+    extra = [r for r in find_regions(model, results=True) if r.result]
+    # Not the graph's output, which stays float.
+    assert [r.tensors for r in extra] == [("a.relu_out",)]
+
+
+def test_a_layer_kept_in_float_reads_no_quantized_result(tmp_path: Path) -> None:
+    # ONNX Runtime would quantize the weight of a layer behind a DequantizeLinear by itself.
+    graph = Graph(size=16)
+    data = graph.pool(graph.block("input", 4, "a"), "pool")
+    data = graph.block(data, 4, "b")
+    path = graph.save(tmp_path / "f.onnx", graph.conv(data, 4, "c"))
+    kept = find_regions(load_graph(path), {"b"}, results=True)
+    assert {r.name for r in kept} == {"input", "b.relu_out"}

@@ -28,8 +28,8 @@ def check(path: Path, scheme: Scheme, keep_float: Collection[str] = ()) -> dict[
 
     1. Each Conv and Gemm reads both its data and its weight from a DequantizeLinear; the data one
        undoes a QuantizeLinear with the same parameters. One whose weight is computed while it
-       runs stays float, and so do those of `keep_float`, whose weight is float; both count as that
-       in the share of multiply-accumulates.
+       runs stays float, and so do those of `keep_float`, which read neither from one; both count as
+       that in the share of multiply-accumulates.
     2. Scales are positive and finite; zero points and types are those of the scheme; weights are
        int8 initializers within the scheme's bits, and in pairs within a saturating lane; biases
        are float.
@@ -58,7 +58,7 @@ def check(path: Path, scheme: Scheme, keep_float: Collection[str] = ()) -> dict[
     nodes = [node for node in layers if node.name not in keep_float]
     for node in layers:
         if node.name in keep_float:
-            is_float = constant(node.inputs[1]) is not None and not is_dequantized(node.inputs[1])
+            is_float = constant(node.inputs[1]) is not None and not is_dequantized(node.inputs[0])
             _require(is_float, node, "it was to stay in float", path)
     for node in nodes:
         _require(is_dequantized(node.inputs[0]), node, "its data is not dequantized", path)

@@ -9,7 +9,9 @@ Rules, in the order of the code:
    only move values, so with one range they run on integers without any arithmetic, and TensorRT
    needs no reformat around a Concat (TensorRT #4366).
 3. Where a runtime computes a layer in INT8 only when its result is quantized, the result of every
-   other layer but the logits is quantized, too, though float arithmetic reads it next.
+   other layer but the logits is quantized, too, though float arithmetic reads it next. Not so where
+   that is a layer which is to stay in float: behind a DequantizeLinear, ONNX Runtime (from 1.21 on)
+   would quantize its weight by itself, with one scale.
 4. Everything else (LRN, softmax, the averages, the logits) stays float. A ReLU is inside the range
    of the tensor that it writes.
 """
@@ -139,7 +141,12 @@ def find_regions(
                 if source is not None:
                     parent[root(source)] = root(value)
 
-    extra = {found for node in layers if (found := _result(node)) is not None} - set(parent)
+    kept = set(compute_nodes(model.graph)) - written
+    extra = {
+        found
+        for node in layers
+        if (found := _result(node)) is not None and found not in parent and not _feeds(found, kept)
+    }
     if results:
         parent.update({found: found for found in extra})
 
@@ -176,6 +183,15 @@ def _result(node: ir.Node) -> ir.Value | None:
     if len(users) == 1 and users[0].op_type == "Relu":
         value = users[0].outputs[0]
     return None if value.is_graph_output() or not value.uses() else value
+
+
+def _feeds(value: ir.Value, layers: Collection[ir.Node]) -> bool:
+    """Whether one of the layers reads a value, maybe through MaxPool and Concat."""
+    users = [use.node for use in value.uses()]
+    return any(
+        user in layers or (passes_through(user) and _feeds(user.outputs[0], layers))
+        for user in users
+    )
 
 
 def _region(values: list[ir.Value], result: bool) -> Region:

@@ -1,12 +1,14 @@
 # make demo   install, then quantize the embedded model and print its result table
 # make test   install, then lint, types and every test
+# make test-arm   run the Arm bundles on emulated Arm cores (half an hour; skipped with the reason)
+# make test-avx2  run the x86-avx2 bundle on AVX2 kernels, with VNNI hidden (ten minutes; likewise)
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint types format clean help
+.PHONY: demo test test-arm test-avx2 test-fast lint types format clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -33,6 +35,13 @@ test: lint types
 
 test-fast: lint types
 	$(BIN)/python -m pytest -m 'not slow'
+
+# 77: this machine cannot, and the reason is printed.
+test-arm: $(INSTALLED)
+	$(BIN)/python benchmarks/emulated_kernels.py arm64 raspberry-pi-5 || test $$? -eq 77
+
+test-avx2: $(INSTALLED)
+	$(BIN)/python benchmarks/emulated_kernels.py x86-avx2 --images 400 || test $$? -eq 77
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

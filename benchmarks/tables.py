@@ -1,9 +1,14 @@
-"""Write the tables of README.md from the result files: `python benchmarks/tables.py`."""
+"""Write the tables of both READMEs from the result files: `python benchmarks/tables.py`.
+
+`README.md` of the project gets the main job, the OpenVINO paths and the short table of quantizers,
+`benchmarks/README.md` all that was measured of the quantizers.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,17 @@ from gnet_opt.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
+
+RUNTIMES = {
+    "reference": "reference semantics",
+    "openvino": "OpenVINO",
+    "openvino-avx2": "OpenVINO limited to AVX2",
+    "onnxruntime": "ONNX Runtime",
+}
+"""Columns of the quantizers' accuracy."""
+
+DEFAULTS = ("ort-usual", "ort-default", "nncf-default")
+"""Quantizers as people type them; what is none of these was chosen to be better."""
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
@@ -81,9 +97,183 @@ def openvino_table(files: list[Path]) -> str:
     return "\n".join(lines) + f"\n\nSource: {sources}."
 
 
+def quantizers_accuracy(network: dict[str, Any]) -> str:
+    """Accuracy of every quantizer's result by every runtime, in Markdown.
+
+    Args:
+        network: One network of the result file of `quantizers.py`.
+    """
+    lines = [
+        "| made by | convolutions in INT8: OpenVINO, ONNX Runtime | "
+        + " | ".join(RUNTIMES.values())
+        + " |",
+        "| --- " * (2 + len(RUNTIMES)) + "|",
+    ]
+    for row in network["variants"]:
+        if row["status"] != "done":
+            lines.append(f"| {_label(row)} | {row['status']}: {row['reason']}" + " |" * 5)
+            continue
+        cells = [_accuracy(row["accuracy"].get(runtime)) for runtime in RUNTIMES]
+        counts = [
+            str(row["int8_convolutions"].get(runtime, "–"))
+            for runtime in ("openvino", "onnxruntime")
+        ]
+        lines.append(
+            f"| {_label(row)} | {', '.join(counts)} of {network['convolutions']} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def quantizers_speed(network: dict[str, Any]) -> str:
+    """Latency of every quantizer's result, and what it took to make it, in Markdown."""
+    lines = [
+        "| made by | OpenVINO p50 | ONNX Runtime p50 | quantized in | whole process | peak memory "
+        "| file |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in network["variants"]:
+        if row["status"] != "done":
+            continue
+        times = [_p50(network, row["name"], runtime) for runtime in ("openvino", "onnxruntime")]
+        made = ["–"] * 3
+        if "seconds" in row:
+            made = [f"{row['seconds']:.1f} s", f"{row['process_seconds']:.1f} s"]
+            made.append(_gigabytes(row["peak_rss_bytes"]))
+        cells = [*times, *made, f"{row['bytes'] / 1e6:.1f} MB"]
+        lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def quantizers_cost(cost: dict[str, Any]) -> str:
+    """Seconds and memory of quantizing with more pictures, in Markdown."""
+    lines = [
+        f"| made by, {cost['images']} pictures | quantized in | whole process | peak memory |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in cost["variants"]:
+        cells = []
+        for key in ("seconds", "process_seconds"):
+            cells.append(_range(row[key]) if key in row else "–")
+        cells.append(_gigabytes(row["peak_rss_bytes"]["high"]) if "peak_rss_bytes" in row else "–")
+        if row["status"] != "done":
+            cells[0] = f"{row['status']}: {row['reason']}"
+        lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def quantizers_short(result: dict[str, Any]) -> str:
+    """The README's table: every tool at its best, and ours."""
+    lines = [
+        "| network | made by | SQNR by reference semantics "
+        "| OpenVINO: top-1 [95 %], agreement, SQNR | limited to AVX2: top-1, SQNR | OpenVINO p50 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for network in result["networks"].values():
+        for row in short_list(network["variants"]):
+            measured = row["accuracy"]
+            limited = measured.get("openvino-avx2")
+            cells = [
+                _sqnr(measured.get("reference")),
+                _accuracy(measured["openvino"]),
+                f"{limited['quantized']['top1']:.2f} %, {_sqnr(limited)}" if limited else "–",
+                _p50(network, row["name"], "openvino"),
+            ]
+            lines.append(f"| {network['model']} | {_label(row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short_list(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows worth quoting: float, defaults, each peer's best, and all of ours.
+
+    Of the recipes of one peer that are not its defaults the best are kept, by SQNR: the best of
+    OpenVINO, and the best of OpenVINO limited to AVX2 where that is another.
+    """
+    done = [row for row in rows if row["status"] == "done"]
+    kept = set()
+    for peer in ("ort", "nncf", "modelopt"):
+        own = [row for row in done if row["name"].startswith(f"{peer}-")]
+        tuned = [row for row in own if row["name"] not in DEFAULTS]
+        for runtime in ("openvino", "openvino-avx2"):
+            scored = [row for row in tuned if runtime in row["accuracy"]]
+            if scored:
+                best = max(scored, key=lambda row: row["accuracy"][runtime]["sqnr_db"])
+                kept.add(best["name"])
+    return [
+        row
+        for row in done
+        if row["name"] == "float"
+        or row["name"] in kept | set(DEFAULTS)
+        or row["name"].startswith("ours-")
+    ]
+
+
+def quantizers_conditions(result: dict[str, Any], source: str) -> str:
+    """What the tables of quantizers were measured with.
+
+    Args:
+        result: The result file of `quantizers.py`.
+        source: That file, relative to the README.
+    """
+    machine, versions = result["machine"], result["tools"] | result["tools_of_modelopt"]
+    names = {
+        "openvino": "OpenVINO",
+        "onnxruntime": "ONNX Runtime",
+        "nncf": "NNCF",
+        "nvidia-modelopt": "ModelOpt",
+    }
+    # ModelOpt's environment has an ONNX Runtime of its own, which runs none of the results.
+    versions |= result["tools"]
+    tools = ", ".join(f"{name} {versions[key]}" for key, name in names.items() if key in versions)
+    instructions = [i for i in machine["instructions"] if "vnni" in i or "amx" in i]
+    sets = "; ".join(
+        f"{network['model']}: {network['calibration']['images']} pictures to calibrate, "
+        f"{network['evaluation']['images']} others to evaluate"
+        for network in result["networks"].values()
+    )
+    text = (
+        f"Measured on {result['created'][:10]} with {machine['cores']} cores of an "
+        f"{machine['cpu']} ({', '.join(instructions)}), {tools}. {sets}."
+    )
+    rows = [
+        (network["latency"], row)
+        for network in result["networks"].values()
+        if network["latency"]
+        for row in network["latency"]["results"].values()
+    ]
+    if rows:
+        counts, spread = [row["n"] for _, row in rows], max(row["spread"] for _, row in rows)
+        threads, rounds = rows[0][0]["threads"], rows[0][0]["rounds"]
+        text += (
+            f" Latency: batch 1, {threads} thread{'s' if threads > 1 else ''}, {rounds} "
+            f"interleaved rounds, each result in a process of its own, n = {min(counts)} to "
+            f"{max(counts)}, spread of rounds at most {100 * spread:.0f} %."
+        )
+    return f"{text} Source: [`{source}`]({source})."
+
+
+def quantizers_all(result: dict[str, Any], source: str) -> str:
+    """All tables of the quantizers, for `benchmarks/README.md`."""
+    parts = []
+    for network in result["networks"].values():
+        accuracy, speed = quantizers_accuracy(network), quantizers_speed(network)
+        parts += [f"### {network['model']}", accuracy, speed]
+        if network["cost"]:
+            parts.append(quantizers_cost(network["cost"]))
+    return "\n\n".join([*parts, quantizers_conditions(result, source)])
+
+
+def quantizers_quoted(result: dict[str, Any], source: str) -> str:
+    """The tables of the quantizers for the project's README."""
+    costs = [network["cost"] for network in result["networks"].values() if network["cost"]]
+    parts = [quantizers_short(result), *map(quantizers_cost, costs)]
+    return "\n\n".join([*parts, quantizers_conditions(result, source)])
+
+
 def write_tables() -> None:
-    """Put the tables between their markers in README.md."""
-    readme = ROOT / "README.md"
+    """Put the tables between their markers in both READMEs."""
+    readme, own = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     text = readme.read_text(encoding="utf-8")
     for file in sorted(RESULTS.glob("main_job-*.json"))[:1]:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -91,13 +281,55 @@ def write_tables() -> None:
     files = sorted(RESULTS.glob("openvino_paths-*.json"))
     if files:
         text = _between(text, "openvino_paths", openvino_table(files))
+    for file in sorted(RESULTS.glob("quantizers-*.json"))[:1]:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        quoted = quantizers_quoted(result, str(file.relative_to(ROOT)))
+        text = _between(text, "quantizers", quoted)
+        full = quantizers_all(result, str(file.relative_to(own.parent)))
+        own_text = _between(own.read_text(encoding="utf-8"), "quantizers", full)
+        write_text(own, own_text)
     write_text(readme, text)
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"**gnet-opt, `{row['target']}`**" if row.get("target") else str(row["label"])
+
+
+def _accuracy(measured: dict[str, Any] | None) -> str:
+    """Top-1 with its interval, agreement with float, and SQNR; a dash where nothing ran."""
+    if measured is None:
+        return "–"
+    low, high = measured["ci95"]
+    return (
+        f"{measured['quantized']['top1']:.2f} % [{low:.1f}, {high:.1f}], "
+        f"{measured['agreement']:.1f} %, {_sqnr(measured)}"
+    )
+
+
+def _sqnr(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "–"
+    return "identical" if measured["sqnr_db"] is None else f"{measured['sqnr_db']:.1f} dB"
+
+
+def _p50(network: dict[str, Any], name: str, runtime: str) -> str:
+    results = network["latency"]["results"] if network["latency"] else {}
+    row = results.get(f"{name} by {runtime}")
+    return f"{row['p50_ms']:.1f} ms" if row else "–"
+
+
+def _range(value: dict[str, float]) -> str:
+    return f"{value['median']:.1f} s [{value['low']:.1f}, {value['high']:.1f}]"
+
+
+def _gigabytes(count: float | None) -> str:
+    return "–" if count is None else f"{count / 1e9:.2f} GB"
 
 
 def _between(text: str, name: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no markers <!-- {name} --> and <!-- /{name} -->.")
+        raise SystemExit(f"A README has no markers <!-- {name} --> and <!-- /{name} -->.")
     return pattern.sub(lambda match: f"{match.group(1)}{content}\n{match.group(2)}", text)
 
 

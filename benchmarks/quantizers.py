@@ -82,7 +82,7 @@ class Variant:
     def described(self) -> str:
         """How it is asked, in words."""
         if self.target:
-            return f"gnet-opt quantize --target {self.target}"
+            return f"gnet-opt quantize --target {self.target} --no-cache"
         return (peers.RECIPES[self.recipe].__doc__ or "").strip() if self.recipe else ""
 
 
@@ -272,12 +272,13 @@ class Run:
         out.mkdir(parents=True)
         log = out / "quantize.log"
         if variant.target:
-            # No evaluation pictures: as with the peers, what is made depends on none of them.
+            # No evaluation pictures: as with the peers, what is made depends on none of them. No
+            # cache: statistics from an earlier run would be time that is not measured.
             command: list[str | Path] = [
                 Path(sys.executable).with_name("gnet-opt"),
                 *("quantize", network.card.path, "--target", variant.target),
                 *("--calibration", inputs / "pictures", "--samples", str(len(images))),
-                *("--output", out / "bundle", "--json", "--force"),
+                *("--no-cache", "--output", out / "bundle", "--json", "--force"),
             ]
         else:
             python = self._options.modelopt if variant.needs == MODELOPT else sys.executable

@@ -4,13 +4,16 @@ A key names everything that decides the statistics: the float graph with its wei
 preprocess, every picture in its order, and what computed them (versions and the CPU's instruction
 set, on which last bits depend). The method has no part in it: statistics hold what every method
 needs, so a run with another method, scheme or precision finds them as well.
+
+A file is the SHA-256 of the rest and then NumPy's .npz, so that a damaged one is noticed before
+anything reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
+import hashlib
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +32,12 @@ from gnet_opt.quantization.statistics import BINS, Histogram, Statistics
 from gnet_opt.versions import tools
 
 _FORMAT = 1
+"""Part of the key; raised when the file, or the statistics of equal pictures, become others."""
+
 _MOST_FILES = 64
 """Files that are kept, newest first: about 20 MB in all for GoogLeNet."""
 
-# What NumPy and zipfile raise for damaged files.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +52,44 @@ class CalibrationCache:
 
     def path(self, key: str) -> Path:
         """The file of a key."""
-        return self.folder / f"{key}.npz"
+        return self.folder / f"{key}.statistics"
 
     def load(self, key: str) -> Statistics | None:
         """The statistics of a key; None where there are none, or their file is damaged."""
         path = self.path(key)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                statistics = _unpack(dict(arrays))
-            path.touch()  # used files are kept longest
-        except _UNREADABLE:
+            content = path.read_bytes()
+            digest, packed = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+            if hashlib.sha256(packed).digest() != digest:
+                return None
+            with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+                statistics = _unpack(arrays)
+        except (OSError, ValueError):  # ValueError: NumPy refuses pickled objects
             return None
+        with contextlib.suppress(OSError):  # it may be another user's
+            path.touch()  # used files are kept longest
         return statistics
 
     def store(self, key: str, statistics: Statistics) -> bool:
         """Keep statistics; False where the folder cannot be written, which costs time alone."""
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **_pack(statistics))
+        content = packed.getvalue()
         try:
-            with atomic_path(self.path(key)) as temporary, temporary.open("wb") as stream:
-                np.savez_compressed(stream, allow_pickle=False, **_pack(statistics))
+            with atomic_path(self.path(key)) as temporary:
+                temporary.write_bytes(hashlib.sha256(content).digest() + content)
             self._prune()
         except OSError:
             return False
         return True
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-        for path in files[:-_MOST_FILES]:
-            with contextlib.suppress(FileNotFoundError):  # another run was faster
-                path.unlink()
+        ages = []
+        for path in self.folder.glob("[!.]*.statistics"):  # not what another run is writing
+            with contextlib.suppress(FileNotFoundError):  # another run has removed it
+                ages.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(ages)[:-_MOST_FILES]:
+            path.unlink(missing_ok=True)
 
 
 def see(
@@ -127,7 +141,7 @@ def key(model: Path, preprocess: Preprocess, images: ImageSet) -> str:
         "machine": this_machine().to_dict()["instructions"],
         "model": sha256_file(model),
         "preprocess": preprocess.to_dict(),
-        "versions": {n: versions.get(n) for n in ("numpy", "onnxruntime", "pillow")},
+        "versions": {n: versions.get(n) for n in ("gnet-opt", "numpy", "onnxruntime", "pillow")},
     }
     return sha256_text(dump_json(parts))
 

@@ -215,34 +215,60 @@ class Run:
         out, inputs = folder / variant.name, folder / "inputs"
         return self._quantizer(network, variant, network.calibration, inputs, out)
 
+    def _start(self, network: Network, variant: Variant) -> Path:
+        return self._work / network.name / ("usual" if variant.usual else "float") / "model.onnx"
+
+    def _versions(self, variant: Variant) -> dict[str, str]:
+        return self._modelopt if variant.needs == MODELOPT else self._here
+
+    def _key(self, network: Network, variant: Variant, images: ImageSet) -> dict[str, Any]:
+        """Everything that the result of one quantizer depends on."""
+        return {
+            "calibration": images.digest,
+            "float": sha256_file(self._start(network, variant)),
+            "limits": [self._options.timeout, self._options.memory],
+            "program": self._toolkit if variant.target else sha256_file(Path(peers.__file__)),
+            "recipe": variant.described,
+            "versions": self._tools if variant.target else self._versions(variant),
+        }
+
     def _quantizer(
-        self, network: Network, variant: Variant, images: ImageSet, inputs: Path, out: Path
+        self,
+        network: Network,
+        variant: Variant,
+        images: ImageSet,
+        inputs: Path,
+        out: Path,
+        beside: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """One quantizer with one set of pictures: done now, or kept."""
-        versions = self._modelopt if variant.needs == MODELOPT else self._here
-        start = self._work / network.name / ("usual" if variant.usual else "float") / "model.onnx"
+        """One quantizer with one set of pictures: done now, or kept.
+
+        Args:
+            network: The network.
+            variant: The quantizer.
+            images: The pictures.
+            inputs: Where they lie preprocessed.
+            out: The folder for the result.
+            beside: The keys of those whose time is compared with it. Seconds of another day are
+                not to be compared, so a change of one of them makes this one run again.
+        """
         row: dict[str, Any] = {
             "images": len(images),
             "label": variant.label,
             "name": variant.name,
             "recipe": variant.described,
         }
-        if variant.needs and variant.needs not in versions:
+        if variant.needs and variant.needs not in self._versions(variant):
             row |= {"reason": f"{variant.needs} is not installed", "status": "not run"}
             kept = False
         else:
-            key = {
-                "calibration": images.digest,
-                "float": sha256_file(start),
-                "limits": [self._options.timeout, self._options.memory],
-                "program": self._toolkit if variant.target else sha256_file(Path(peers.__file__)),
-                "recipe": variant.described,
-                "versions": self._tools if variant.target else versions,
-            }
+            key = self._key(network, variant, images)
+            if beside:
+                key["beside"] = list(beside)
             value, kept = once(
                 out / "quantize.json",
                 key,
-                lambda: self._run_quantizer(network, variant, images, start, inputs, out),
+                lambda: self._run_quantizer(network, variant, images, inputs, out),
                 force=self._options.force,
             )
             row |= value
@@ -264,7 +290,6 @@ class Run:
         network: Network,
         variant: Variant,
         images: ImageSet,
-        start: Path,
         inputs: Path,
         out: Path,
     ) -> dict[str, Any]:
@@ -282,6 +307,7 @@ class Run:
             ]
         else:
             python = self._options.modelopt if variant.needs == MODELOPT else sys.executable
+            start = self._start(network, variant)
             command = [python, peers.__file__, variant.recipe, start, inputs, out]
         limits = {"memory": self._options.memory * 1e9, "timeout": self._options.timeout}
         ended = watch(command, log, **limits)
@@ -376,13 +402,14 @@ class Run:
         if network.more is None or not self._options.repeats:
             return None
         variants = [variant for variant in self._variants if variant.cost]
+        beside = [self._key(network, variant, network.more) for variant in variants]
         runs: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
         for repeat in range(self._options.repeats):
             # Who went first goes last, so that a drift favours nobody.
             for variant in variants[:: 1 if repeat % 2 == 0 else -1]:
                 out, inputs = folder / "cost" / f"{variant.name}-{repeat}", folder / "more"
                 runs[variant.name].append(
-                    self._quantizer(network, variant, network.more, inputs, out)
+                    self._quantizer(network, variant, network.more, inputs, out, beside)
                 )
         return {**_described(network.more), "variants": [summary(rows) for rows in runs.values()]}
 

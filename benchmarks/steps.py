@@ -15,6 +15,7 @@ import numpy as np
 
 from gnet_opt import backends, paths, target
 from gnet_opt.bench import accuracy, latency
+from gnet_opt.bench.process import Subject
 from gnet_opt.cards import ModelCard
 from gnet_opt.files import atomic_path
 from gnet_opt.images import ImageSet, check_disjoint
@@ -137,7 +138,7 @@ def score(network: Network, out: Path, runtime: str) -> dict[str, Any]:
 def time_all(folder: Path, names: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
     """Time every result by OpenVINO and, where it is an ONNX file, by ONNX Runtime."""
     subjects = [
-        latency.Subject(
+        Subject(
             name=f"{name} by {runtime}",
             artifact=artifact(folder / name, runtime),
             resolve="gnet_opt.backends:get",

@@ -8,11 +8,14 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gnet_opt.errors import ConfigError
+
+_UMASK_LOCK = threading.Lock()
 
 
 def is_file(path: Path) -> bool:
@@ -129,6 +132,8 @@ def publish(staging: Path, path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    # It can only be read by setting it, and it belongs to the whole process.
+    with _UMASK_LOCK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -7,6 +7,7 @@ resized pixels proves that the machine reads and resizes pictures as the calibra
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _UNREADABLE = (
     MemoryError,
     RuntimeError,
     TypeError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

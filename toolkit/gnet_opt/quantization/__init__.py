@@ -96,7 +96,7 @@ def quantize(
         The facts for the manifest: `calibrate` and `quantize`.
 
     Raises:
-        ConfigError: The method is unknown.
+        ConfigError: The method is unknown, or a layer that is to stay in float.
         CalibrationError: There are too few pictures for the method.
         ModelError: The file cannot be read, or the result misses a post-condition.
     """
@@ -106,13 +106,18 @@ def quantize(
     from gnet_opt.quantization import ranges
     from gnet_opt.quantization.placement import place
     from gnet_opt.quantization.postconditions import check
-    from gnet_opt.quantization.regions import find_regions, load_graph
+    from gnet_opt.quantization.regions import compute_nodes, find_regions, load_graph
 
     recipe = recipe or Recipe()
     if recipe.method not in ranges.METHODS:
         raise ConfigError(f"There is no method {recipe.method!r}; use one of {', '.join(METHODS)}.")
     check_enough(recipe.method, statistics.images)
     graph_model = load_graph(model)
+    layers = {str(node.name) for node in compute_nodes(graph_model.graph)}
+    for name in sorted(recipe.keep_float - layers):
+        raise ConfigError(
+            f"{model} has no layer {name!r} to keep in float. Use names of its Conv and Gemm nodes."
+        )
     regions = find_regions(graph_model, recipe.keep_float, results=scheme.results)
     choose = ranges.METHODS[recipe.method]
     seen = {region.name: statistics.of(region.sources) for region in regions}

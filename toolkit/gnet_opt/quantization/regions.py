@@ -121,8 +121,9 @@ def find_regions(
     layers = compute_nodes(model.graph, keep_float)
     pending = [_data_input(node) for node in layers]
     if not pending:
+        but = " but those that are to stay in float" if keep_float else ""
         raise ModelError(
-            "The graph has no Conv or Gemm with constant weights: nothing to quantize."
+            f"The graph has no Conv or Gemm with constant weights{but}: nothing to quantize."
         )
     written = set(layers)
     pending += [_data_input(node) for node in model.graph if sums(node) and _follows(node, written)]

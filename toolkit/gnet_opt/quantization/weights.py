@@ -53,18 +53,18 @@ def quantize_weight(
             error of the channel smaller.
     """
     axes = tuple(range(1, weight.ndim)) if scheme.per_channel else None
-    bound = np.abs(weight).max(axis=axes).astype(np.float64) / LARGEST[scheme.weight_bits]
+    steps = np.abs(weight).max(axis=axes).astype(np.float64) / LARGEST[scheme.weight_bits]
     if scheme.saturating_pairs and scheme.weight_bits == 8:
         pairs = _pair_sums(weight.astype(np.float64))
         pairs = pairs.max(axis=1) if scheme.per_channel else pairs.max()
-        bound = np.maximum(bound, pairs / LARGEST_PAIR)
-    best = _round(weight, bound, scheme)
+        steps = np.maximum(steps, pairs / LARGEST_PAIR)
+    best = _round(weight, steps, scheme)
     if not search:
         return best
     integers, scales = best.integers.copy(), best.scales.copy()
     least = _squared_error(weight, best, axes)
     for fraction in _FRACTIONS[1:]:
-        tried = _round(weight, bound * fraction, scheme)
+        tried = _round(weight, steps * fraction, scheme)
         error = _squared_error(weight, tried, axes)
         better = error < least
         least = np.where(better, error, least)
@@ -133,7 +133,10 @@ def _pair_sums(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _fit_pairs(integers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Take from the larger weight of a pair what two roundings put over the limit."""
+    """Take from the larger weight of a pair what puts it over the limit.
+
+    That is 1 at most by rounding, and more where a search has clipped the scale.
+    """
     flat = np.pad(integers.reshape(len(integers), -1), ((0, 0), (0, 1)))
     rows = np.arange(len(flat))[:, None]
     for packing in _neighbours(integers.shape):

@@ -24,6 +24,7 @@ from gnet_opt import paths, pipeline, quantizer
 from gnet_opt.bench import latency
 from gnet_opt.bench.latency import Latency, LatencyReport
 from gnet_opt.bundle import Bundle
+from gnet_opt.decision import SAME
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.preprocess import Preprocess
@@ -158,7 +159,8 @@ def test_all_candidates_are_measured_and_the_fastest_ships(
         "fp32 on onnxruntime",
     ]
     speed = {name: row["latency"]["speedup"]["median"] for name, row in rows.items()}
-    best = max(speed, key=lambda name: speed[name])
+    # The first of those that are as fast as the fastest, but for noise.
+    best = next(name for name in speed if speed[name] >= (1.0 - SAME) * max(speed.values()))
     assert decision["ships"] == best
     for name, row in rows.items():
         assert row["ships"] == (name == best) == (row["why_not"] == "")
@@ -169,7 +171,7 @@ def test_all_candidates_are_measured_and_the_fastest_ships(
         assert row["float_layers"] == []
         assert row["macs_int8_share"] == (1.0 if row["precision"] == "int8" else 0.0)
         if name != best:
-            assert row["why_not"].endswith(f" times the time of {best}.")
+            assert best in row["why_not"]
     shipped = rows[best]
     assert manifest["precision"] == shipped["precision"]
     assert manifest["target"]["backend"] == shipped["backend"]

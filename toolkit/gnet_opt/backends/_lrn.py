@@ -1,8 +1,9 @@
 """Local response normalisation (LRN) in the forms that are fastest in ONNX Runtime.
 
 A portable model holds one ONNX `LRN` node, and each backend takes it as it likes best. OpenVINO and
-TensorRT have kernels for it. ONNX Runtime's own calls `pow` for every value and takes half of the
-time of the 2014 GoogLeNet. By ONNX's definition (https://onnx.ai/onnx/operators/onnx__LRN.html)
+TensorRT have kernels for it. ONNX Runtime's own calls `pow` for every value and takes two thirds of
+the time of the 2014 GoogLeNet in INT8. By ONNX's definition
+(https://onnx.ai/onnx/operators/onnx__LRN.html)
 
     y[c] = x[c] / (bias + alpha / size * (sum of x[i]^2 over the `size` channels i around c)) ^ beta
 
@@ -18,18 +19,20 @@ and here it becomes a few passes over the values: square, sum, roots, divide.
   kernels. The MaxPools behind it then run in that layout too: two in the 2014 network, which take
   0.1 instead of 4.3 ms.
 
-ONNX Runtime 1.21, 1.23, 1.25 and 1.32 make the same integer graph of both layouts, 1.23 on ARM too.
-Measured with 1.32 on AVX512-VNNI, the 2014 GoogLeNet at 224 pixels, milliseconds with
-one thread (median) and with two (least: the machine was busy), and one float LRN by itself with
-one thread (least, input (1, 192, 56, 56)):
+Milliseconds with one and with two threads: medians of 97 runs and more in interleaved rounds, each
+form in a process of its own, ONNX Runtime 1.32 on AVX512-VNNI; the 2014 GoogLeNet at 224 pixels,
+and one float LRN by itself on (1, 192, 56, 56):
 
     form                              INT8           float          LRN
-    one LRN node                      34.6 / 17.8    39.7 / 19.9    25.1
-    as torch decomposes it            23.1 / 12.6    27.9 / 14.2     5.1
-    banded convolution, Pow           23.0 / 12.5    27.9 / 13.7     5.5
-    banded convolution, roots         20.3 / 10.8    25.1 / 12.2     2.9
-    this one, channels first          19.4 / 10.3    23.6 / 11.8     1.8
-    this one, channels last           15.3 /  8.1
+    one LRN node                      28.6 / 15.4    35.7 / 19.6    12.2 / 6.5
+    as torch decomposes it            19.1 / 11.1    25.5 / 14.2     4.6 / 2.7
+    banded convolution, Pow           19.3 / 10.7    25.5 / 13.7     5.1 / 2.7
+    banded convolution, roots         16.3 /  8.9    22.4 / 12.1     2.9 / 1.5
+    this one, channels first          14.3 /  7.8    21.5 / 11.6     1.9 / 1.0
+    this one, channels last            9.5 /  5.7    21.7 / 11.8
+
+ONNX Runtime 1.21, 1.23, 1.25 and 1.32 fuse the integer layers around it as they do around an LRN
+node, 1.23 on ARM too.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class OnnxRuntimeBackend:
     loads the model, for the CPU that it finds (about 40 ms for GoogLeNet). Its optimized graph
     could be saved, but then it would be bound to one version and one instruction set. Only LRN
     nodes get another form (`gnet_opt.backends._lrn`), in a file of their own beside the portable
-    model: with them the 2014 GoogLeNet takes less than half of the time in INT8.
+    model: with it the 2014 GoogLeNet takes a third of the time in INT8.
     """
 
     name = "onnxruntime"

@@ -32,12 +32,17 @@ class Done:
 
 def gnet_opt(*arguments: str | Path) -> Done:
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {
+        getattr(signal, name): signal.getsignal(getattr(signal, name))
+        for name in ("SIGHUP", "SIGTERM")
+        if hasattr(signal, name)
+    }
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run([str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Done(code, out.getvalue(), err.getvalue())
 
 

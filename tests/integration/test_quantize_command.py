@@ -283,7 +283,7 @@ def test_the_user_may_accept_a_drop(world: World, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("target", ["cpu", "jetson"])
+@pytest.mark.parametrize("target", [pytest.param("cpu", marks=pytest.mark.slow), "jetson"])
 def test_auto_ships_float_where_nothing_else_is_good(
     world: World, tmp_path: Path, target: str
 ) -> None:

@@ -174,7 +174,7 @@ def test_channels_out_of_line_are_repaired(
     assert measured["as_it_was"] == pytest.approx(found["sqnr_db_before"])
     assert measured["repaired"] == pytest.approx(found["sqnr_db_after"])
     (note,) = made.notes
-    assert note.startswith(f"{found['channels']} channels of 2 layers were up to ")
+    assert note.startswith(f"{found['channels']} channels of 2 layers were out of line ")
     assert note.endswith(
         f"INT8 goes from {found['sqnr_db_before']:.1f} to {found['sqnr_db_after']:.1f} dB."
     )
@@ -264,7 +264,11 @@ def test_effects_switch_one_thing_over_at_a_time(
         quantize(path, tmp_path / "x.onnx", seen, JETSON.scheme, Recipe(**recipe))
         return sqnr_db(before, logits(tmp_path / "x.onnx", few))
 
-    facts = make().effects(np.stack(loaded(few)), JETSON.scheme)
+    def effects(made: Quantizer, kept: frozenset[str] = frozenset()) -> dict[str, Any]:
+        made.write(tmp_path / "shipped.onnx", JETSON.scheme, kept)
+        return made.effects(tmp_path / "shipped.onnx", np.stack(loaded(few)), JETSON.scheme, kept)
+
+    facts = effects(make())
     assert facts == {
         "images": 4,
         "bias_correction": {
@@ -278,11 +282,11 @@ def test_effects_switch_one_thing_over_at_a_time(
             "used": False,
         },
     }
-    other = make(bias_correction=False).effects(np.stack(loaded(few)), JETSON.scheme)
+    other = effects(make(bias_correction=False))
     assert other["bias_correction"] == {**facts["bias_correction"], "used": False}
     # What ships with layers in float is judged with them in float.
     kept = frozenset({"stem.conv", "inception.branch1.conv"})
-    mixed = make().effects(np.stack(loaded(few)), JETSON.scheme, kept)
+    mixed = effects(make(), kept)
     assert mixed["bias_correction"]["sqnr_db_with"] == pytest.approx(measured(keep_float=kept))
 
 

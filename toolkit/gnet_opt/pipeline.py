@@ -141,6 +141,7 @@ class _Build:
         self._float = scratch / "float.onnx"
         self._seconds: dict[str, float] = {}
         self._notes: list[str] = []
+        self._told: list[str] = []  # what is true of this run alone: not for the manifest
         self._float_logits: FloatArray | None = None
         examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
         self._pixels: PixelArray = np.stack(
@@ -160,7 +161,7 @@ class _Build:
             with self._timed("quantize"):
                 inputs = job.model.preprocess.normalize(self._pixels)
                 facts["effects"] = self._quantizer.effects(
-                    inputs, candidate.scheme, candidate.float_layers
+                    candidate.model, inputs, candidate.scheme, candidate.float_layers
                 )
                 self._notes += self._quantizer.notes
         with self._timed("golden"):
@@ -186,7 +187,7 @@ class _Build:
             bundle=Bundle.open(output),
             sizes=self._sizes(output, candidate),
             seconds=self._seconds,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *self._told),
             rejected=rejected,
         )
 
@@ -313,7 +314,8 @@ class _Build:
 
     @cached_property
     def _quantizer(self) -> Quantizer:
-        return Quantizer(self._job, self._float, self._scratch, self._progress)
+        scratch, tell = self._scratch, self._told.append
+        return Quantizer(self._job, self._float, scratch, self._progress, tell)
 
     def _candidate(
         self,
@@ -382,18 +384,19 @@ class _Build:
     def _time(self, candidates: Sequence[_Candidate]) -> latency.LatencyReport | None:
         """The latency of each beside the target's own float, or None where it is not to be had."""
         job = self._job
-        artifacts = {c.name: c.compiled for c in candidates if isinstance(c.compiled, Artifact)}
-        if job.semantics != "native" or len(artifacts) < len(candidates):
+        if job.semantics != "native":
+            return None
+        compiled = {_FLOAT: self._float_artifact}
+        compiled |= {c.name: c.compiled for c in candidates if not self._is_float(c)}
+        artifacts = {n: made for n, made in compiled.items() if isinstance(made, Artifact)}
+        if len(artifacts) < len(compiled):  # some are finished on the device
             return None
         with self._timed("latency"):
-            float_artifact = self._float_artifact
-            assert isinstance(float_artifact, Artifact)  # the same backend compiled the others
             names = {c.name: _FLOAT if self._is_float(c) else c.name for c in candidates}
             report = latency.measure(
                 [
                     Subject(name=name, artifact=artifact, resolve=_RESOLVE)
-                    for name, artifact in {_FLOAT: float_artifact, **artifacts}.items()
-                    if names.get(name, name) == name
+                    for name, artifact in artifacts.items()
                 ],
                 job.model.preprocess.normalize(self._pixels[:1]),
                 threads=job.options.threads or this_machine().cores,

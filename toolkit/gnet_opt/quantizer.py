@@ -5,6 +5,7 @@ What it finds is measured on calibration pictures alone; `facts` and `notes` say
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,9 @@ from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.planning import Plan
 from gnet_opt.preprocess import FloatArray
-from gnet_opt.progress import Progress
+from gnet_opt.progress import Progress, silent
 from gnet_opt.quantization import METHODS, Recipe, Statistics, quantize
-from gnet_opt.quantization.cache import see
+from gnet_opt.quantization.cache import calibrate_cached
 from gnet_opt.search import MOST_JUDGES, Judge, best_method, split
 from gnet_opt.sensitivity import LayerCost, measure
 from gnet_opt.target import Scheme
@@ -35,7 +36,14 @@ class Quantizer:
         recipe: What the target leaves open, as it was chosen.
     """
 
-    def __init__(self, job: Plan, model: Path, scratch: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        job: Plan,
+        model: Path,
+        scratch: Path,
+        progress: Progress = silent,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Calibrate, repair outlier channels and choose the method.
 
         Args:
@@ -43,6 +51,7 @@ class Quantizer:
             model: The float ONNX file.
             scratch: A folder for files on the way.
             progress: Shows how far it is.
+            tell: Called with sentences about this run alone, which no manifest should have.
 
         Raises:
             CalibrationError: The pictures cannot be used.
@@ -51,22 +60,29 @@ class Quantizer:
         self._float = self._source = model
         self._scratch = scratch
         self._progress = progress
-        self._seen: dict[tuple[Path, str], Statistics] = {}
+        self._tell = tell
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.recipe = Recipe(
             bias_correction=job.options.bias_correction, weight_search=job.options.weight_search
         )
-        automatic = job.options.method == "auto"
         self._parts: tuple[ImageSet, ...] = (job.calibration,)
-        if automatic:
+        if job.options.method == "auto":
             self._parts = split(job.calibration)
-        if not automatic:
+        else:
             self.recipe = replace(self.recipe, method=job.options.method)
-        self._statistics = self._see(model)
+        self._seen = self._calibrate(model)
         self._repair()
-        if automatic:
+        if job.options.method == "auto":
             self._choose_method()
+
+    @property
+    def _statistics(self) -> Statistics:
+        """What was seen on all calibration pictures."""
+        first, *others = self._seen
+        for other in others:
+            first = first.merged(other)
+        return first
 
     def write(
         self, out: Path, scheme: Scheme, keep_float: frozenset[str] = frozenset()
@@ -98,11 +114,16 @@ class Quantizer:
         )
 
     def effects(
-        self, pictures: FloatArray, scheme: Scheme, keep_float: frozenset[str] = frozenset()
+        self,
+        model: Path,
+        pictures: FloatArray,
+        scheme: Scheme,
+        keep_float: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         """What bias correction and the search of weight ranges do, each switched over alone.
 
         Args:
+            model: What `write` wrote with this scheme and these layers in float.
             pictures: Preprocessed pictures to measure on, float32 of shape (N, 3, H, W).
             scheme: The integer form.
             keep_float: Layers that stay in float.
@@ -116,7 +137,7 @@ class Quantizer:
             "bias_correction": replace(recipe, bias_correction=not recipe.bias_correction),
             "weight_search": replace(recipe, weight_search=not recipe.weight_search),
         }
-        chosen = self._judged(judge, scheme, recipe)
+        chosen = judge(model).to_dict()["sqnr_db"]
         facts: dict[str, Any] = {"images": judge.images}
         for name, other in switched.items():
             used, otherwise = getattr(recipe, name), self._judged(judge, scheme, other)
@@ -134,8 +155,7 @@ class Quantizer:
         return sqnr
 
     def _choose_method(self) -> None:
-        fit, held = self._parts
-        seen = self._see_part(self._source, fit)
+        seen, held = self._seen[0], self._parts[1]
         judge = Judge(self._float, self._load(held.spread(MOST_JUDGES)), self._job.options.threads)
         tried = self._scratch / "tried.onnx"
         verdicts = {}
@@ -167,12 +187,12 @@ class Quantizer:
         pictures = self._load(job.calibration.spread(MOST_JUDGES // 2))
         judge = Judge(self._float, pictures, job.options.threads)
         before = self._judged(judge, job.target.scheme, self.recipe)
-        original = self._statistics
-        self._source, self._statistics = equalized, self._see(equalized)
+        original = self._seen
+        self._source, self._seen = equalized, self._calibrate(equalized)
         after = self._judged(judge, job.target.scheme, self.recipe)
         better = before is not None and (after is None or after >= before + _WORTH_DB)
         if not better:
-            self._source, self._statistics = self._float, original
+            self._source, self._seen = self._float, original
         self.facts["equalize"] = {
             **found,
             "images": judge.images,
@@ -182,32 +202,27 @@ class Quantizer:
         }
         if better and before is not None and after is not None:
             self.notes.append(
-                f"{found['channels']} channels of {len(found['layers'])} layers were up to "
-                f"{found['largest_factor']:.0f} times as large as those they share a scale with. "
-                f"They were scaled without changing the logits: INT8 goes from {before:.1f} to "
-                f"{after:.1f} dB."
+                f"{found['channels']} channels of {len(found['layers'])} layers were out of line "
+                "with those they share a scale with, by a factor of up to "
+                f"{found['largest_factor']:.0f}. They were scaled without changing the logits: "
+                f"INT8 goes from {before:.1f} to {after:.1f} dB."
             )
 
-    def _see(self, model: Path) -> Statistics:
-        """The statistics of a graph on all calibration pictures."""
-        first, *others = (self._see_part(model, part) for part in self._parts)
-        for other in others:
-            first = first.merged(other)
-        return first
-
-    def _see_part(self, model: Path, images: ImageSet) -> Statistics:
-        known = self._seen.get((model, images.digest))
-        if known is None:
-            options = self._job.options
-            known = self._seen[model, images.digest] = see(
+    def _calibrate(self, model: Path) -> list[Statistics]:
+        """What a graph's tensors hold on each part of the calibration pictures."""
+        options = self._job.options
+        return [
+            calibrate_cached(
                 model,
                 self._job.model.preprocess,
-                images,
+                part,
                 cache=options.cache,
                 threads=options.threads,
                 progress=self._progress,
+                tell=self._tell,
             )
-        return known
+            for part in self._parts
+        ]
 
     def _load(self, images: ImageSet) -> list[FloatArray]:
         return [self._job.model.preprocess.load(path) for path in images.files]

@@ -30,7 +30,7 @@ from gnet_opt.model import Model
 from gnet_opt.preprocess import FloatArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantization import Recipe, Statistics, quantize
-from gnet_opt.quantization.cache import see
+from gnet_opt.quantization.cache import calibrate_cached
 from gnet_opt.runtime import Artifact
 from gnet_opt.stages import prepare
 from gnet_opt.target import Scheme, Target
@@ -213,6 +213,7 @@ def rank(
     jobs: int | None = None,
     force: bool = False,
     progress: Progress = silent,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Ranking:
     """Rank the layers of a model by what quantizing each alone costs, and write the result.
 
@@ -230,6 +231,7 @@ def rank(
         jobs: Layers measured at the same time, None for one a CPU core.
         force: Whether other measurements in `output` are replaced.
         progress: Shows how far it is.
+        tell: Called with sentences beside the result.
 
     Raises:
         ConfigError: `output` has other measurements.
@@ -245,7 +247,9 @@ def rank(
         head = describe_measurement(exported, model, calibration, chosen, target.scheme, recipe)
         file = SensitivityFile(output / FILE, head)
         known = file.open(force=force)
-        seen = see(exported, model.preprocess, calibration, cache=cache, progress=progress)
+        seen = calibrate_cached(
+            exported, model.preprocess, calibration, cache=cache, progress=progress, tell=tell
+        )
         costs = measure(
             exported,
             seen,
@@ -402,17 +406,11 @@ def _logits(model: Path, inputs: Path, folder: Path) -> FloatArray:
 
 
 def _compare(name: str, macs: int, before: FloatArray, after: FloatArray) -> LayerCost:
-    compared = accuracy.compare(before, after, None, semantics="reference")
-    signal, noise = before.astype(np.float64), after.astype(np.float64)
-    power = float((signal**2).sum())
-    if power == 0.0:
+    if not before.any():
         raise BackendError("All logits of the float model are zero. Check its weights.")
-    return LayerCost(
-        name=name,
-        macs=macs,
-        noise=float(((signal - noise) ** 2).sum()) / power,
-        agreement=compared.agreement,
-    )
+    compared = accuracy.compare(before, after, None, semantics="reference")
+    noise = 0.0 if compared.sqnr_db is None else 10 ** (-compared.sqnr_db / 10)
+    return LayerCost(name=name, macs=macs, noise=noise, agreement=compared.agreement)
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -240,12 +240,14 @@ class TestGraph:
         assert [node.op_type for node in graph.graph] == ["LRN"]
 
 
-# Size, alpha, beta, bias, and the largest input. OpenVINO 2026.4 cuts a bias down to an integer.
+# Size, alpha, beta, bias, and the largest input.
 SETTINGS = [
     (5, 1e-4, 0.75, 1.0, 3000.0),
     (3, 0.5, 0.5, 2.0, 100.0),
     (7, 0.02, 1.0, 1.0, 100.0),
     (5, 1e-2, 1.3, 2.0, 100.0),
+    (5, 1e-2, 0.75, 1.5, 100.0),
+    (3, 0.02, 0.75, 0.5, 100.0),
 ]
 
 
@@ -422,7 +424,7 @@ class TestFiles:
         with pytest.raises(BackendError) as caught:
             OnnxRuntimeBackend().compile(model, TARGET, out)
         assert str(caught.value) == (
-            f"{model} has opset 11, and its LRN nodes can be lowered for ONNX Runtime from 13 on. "
+            f"{model} has opset 11, and its LRN nodes can be lowered from 13 on. "
             "Export it again with `gnet-opt export`."
         )
         assert list(out.iterdir()) == []
@@ -436,7 +438,7 @@ class TestFiles:
         with pytest.raises(MissingDependencyError) as caught:
             backend.compile(with_lrn, TARGET, out)
         assert str(caught.value) == (
-            "onnx_ir is needed to compile with.onnx, which has LRN nodes, for ONNX Runtime, and it "
+            "onnx_ir is needed to compile with.onnx, whose LRN nodes have to be lowered, and it "
             'is not installed. Install it with: pip install "gnet-opt[build]"'
         )
         with backend.open(backend.artifact(out), threads=1) as runner:

@@ -20,7 +20,7 @@ from PIL import Image
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.quantization import Recipe, Statistics, cache, calibrate, quantize
-from gnet_opt.quantization.cache import CalibrationCache, key, see
+from gnet_opt.quantization.cache import CalibrationCache, calibrate_cached, key
 from gnet_opt.quantization.statistics import Histogram
 
 PREPROCESS = Preprocess(resize=32, crop=32)
@@ -132,18 +132,23 @@ def test_loaded_statistics_merge_like_fresh_ones(
 def test_a_second_run_reads_no_picture(
     model: Path, images: ImageSet, kept: CalibrationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = see(model, PREPROCESS, images, cache=kept.folder, threads=1)
+    told: list[str] = []
+    fresh = calibrate_cached(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
+    assert told == []
     monkeypatch.setattr(cache, "calibrate", lambda *a, **k: pytest.fail("it ran the pictures"))
-    assert_same(fresh, see(model, PREPROCESS, images, cache=kept.folder, threads=1))
+    again = calibrate_cached(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
+    assert_same(fresh, again)
+    (file,) = kept.folder.iterdir()
+    assert told == [f"3 pictures were calibrated on in an earlier run: {file}"]
 
 
 def test_without_a_cache_nothing_is_kept(
     tmp_path: Path, model: Path, images: ImageSet, kept: CalibrationCache
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    fresh = see(model, PREPROCESS, images, threads=1)
+    fresh = calibrate_cached(model, PREPROCESS, images, threads=1)
     assert sorted(tmp_path.rglob("*")) == before
-    assert_same(fresh, see(model, PREPROCESS, images, cache=kept.folder, threads=1))
+    assert_same(fresh, calibrate_cached(model, PREPROCESS, images, cache=kept.folder, threads=1))
     assert kept.folder.is_dir()
 
 
@@ -295,8 +300,14 @@ def test_a_folder_that_cannot_be_written(
     impossible = CalibrationCache(folder=tmp_path / "file" / "calibration")
     assert impossible.store(KEY, statistics) is False
     assert impossible.load(KEY) is None
-    seen = see(model, PREPROCESS, images, cache=impossible.folder, threads=1)
+    told: list[str] = []
+    seen = calibrate_cached(
+        model, PREPROCESS, images, cache=impossible.folder, threads=1, tell=told.append
+    )
     assert seen.images == 3
+    assert told == [
+        f"{impossible.folder} cannot be written, so the next run calibrates again (see --no-cache)."
+    ]
 
 
 def test_a_full_disk_leaves_nothing(

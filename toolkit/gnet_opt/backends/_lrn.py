@@ -1,9 +1,9 @@
 """Local response normalisation (LRN) in the forms that are fastest in ONNX Runtime.
 
 A portable model holds one ONNX `LRN` node, and each backend takes it as it likes best. OpenVINO and
-TensorRT have kernels for it. ONNX Runtime's own calls `pow` for every value and takes two thirds of
-the time of the 2014 GoogLeNet in INT8. By ONNX's definition
-(https://onnx.ai/onnx/operators/onnx__LRN.html)
+TensorRT have kernels for it (OpenVINO's only for a whole bias; for others it gets this form). ONNX
+Runtime's own calls `pow` for every value and takes two thirds of the time of the 2014 GoogLeNet in
+INT8. By ONNX's definition (https://onnx.ai/onnx/operators/onnx__LRN.html)
 
     y[c] = x[c] / (bias + alpha / size * (sum of x[i]^2 over the `size` channels i around c)) ^ beta
 
@@ -77,15 +77,15 @@ def lowered(model: Path) -> bytes | None:
     """
     if _OPERATOR not in model.read_bytes():
         return None
-    require("onnx_ir", "build", f"compile {model.name}, which has LRN nodes, for ONNX Runtime")
+    require("onnx_ir", "build", f"compile {model.name}, whose LRN nodes have to be lowered")
     import onnx_ir as ir
 
     loaded = ir.load(model, format="protobuf")
     opset = loaded.opset_imports.get("", 1)
     if opset < _OPSET:
         raise BackendError(
-            f"{model} has opset {opset}, and its LRN nodes can be lowered for ONNX Runtime from "
-            f"{_OPSET} on. Export it again with `gnet-opt export`."
+            f"{model} has opset {opset}, and its LRN nodes can be lowered from {_OPSET} on. "
+            "Export it again with `gnet-opt export`."
         )
     if not lower(loaded):
         return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from gnet_opt.backends import _profile
 from gnet_opt.backends._boundary import check_input, probe_package, translated
+from gnet_opt.backends._lrn import lowered
 from gnet_opt.errors import BackendError, require
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import (
@@ -112,7 +113,7 @@ class OpenVinoBackend:
             "Check the file with `gnet-opt inspect`, or export the model again.",
         ):
             openvino = import_quietly()
-            converted = openvino.Core().read_model(model)
+            converted = _read(openvino.Core(), model)
             _simplify(converted)
             _name_nodes(converted)
             with tempfile.TemporaryDirectory(dir=out, prefix=".openvino-") as folder:
@@ -319,6 +320,19 @@ class _Runner:
     def close(self) -> None:
         self._request = None
         self._tensor = None
+
+
+def _read(core: Any, model: Path) -> Any:
+    """Read an ONNX file, with LRN nodes lowered that OpenVINO would compute wrongly.
+
+    The CPU plugin takes an LRN's bias as an integer (seen in 2026.4): 1.5 gives what 1 does, and
+    0.5 what 0 does.
+    """
+    read = core.read_model(model)
+    norms = [node for node in read.get_ops() if node.get_type_name() == "LRN"]
+    if all(float(node.get_attributes()["bias"]).is_integer() for node in norms):
+        return read
+    return core.read_model(lowered(model))
 
 
 def _simplify(model: Any) -> None:

@@ -271,6 +271,7 @@ def sensitivity(
         jobs=jobs,
         force=force,
         progress=output.progress,
+        tell=output.note,
     )
     if ranking.resumed:
         output.note(f"{ranking.resumed} layers were measured by an earlier run.")

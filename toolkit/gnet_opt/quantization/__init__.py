@@ -114,9 +114,10 @@ def quantize(
     check_enough(recipe.method, statistics.images)
     graph_model = load_graph(model)
     layers = {str(node.name) for node in compute_nodes(graph_model.graph)}
-    for name in sorted(recipe.keep_float - layers):
+    if unknown := sorted(recipe.keep_float - layers):
         raise ConfigError(
-            f"{model} has no layer {name!r} to keep in float. Use names of its Conv and Gemm nodes."
+            f"{model} has no layer {unknown[0]!r} to keep in float. Use names of its Conv and Gemm "
+            "nodes."
         )
     regions = find_regions(graph_model, recipe.keep_float, results=scheme.results)
     choose = ranges.METHODS[recipe.method]

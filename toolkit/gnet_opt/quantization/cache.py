@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class CalibrationCache:
             path.unlink(missing_ok=True)
 
 
-def see(
+def calibrate_cached(
     model: Path,
     preprocess: Preprocess,
     images: ImageSet,
@@ -100,6 +100,7 @@ def see(
     cache: Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Statistics:
     """Calibrate a float ONNX file on pictures, or take the statistics from the cache.
 
@@ -110,19 +111,20 @@ def see(
         cache: Folder of statistics from earlier runs, or None to neither read nor write any.
         threads: CPU threads, or None for the runtime's own choice.
         progress: Shows the pictures.
+        tell: Called with a sentence when the cache was used, or could not be written.
 
     Raises:
         CalibrationError: The pictures cannot be used; see `gnet_opt.quantization.calibrate`.
     """
     kept = None if cache is None else CalibrationCache(folder=cache)
     name = "" if kept is None else key(model, preprocess, images)
-    known = None if kept is None else kept.load(name)
-    if known is not None:
+    if kept is not None and (known := kept.load(name)) is not None:
+        tell(f"{len(images)} pictures were calibrated on in an earlier run: {kept.path(name)}")
         return known
     files = progress(images.files, "Calibrating", len(images))
     seen = calibrate(model, (preprocess.load(path) for path in files), threads=threads)
-    if kept is not None:
-        kept.store(name, seen)
+    if kept is not None and not kept.store(name, seen):
+        tell(f"{kept.folder} cannot be written, so the next run calibrates again (see --no-cache).")
     return seen
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,9 @@ def collect(
     peaks: dict[str, npt.NDArray[np.float32]] = {}
     images = plain = 0
     session = _session(ir.to_proto(graph_model).SerializeToString(), threads)
-    for image, found in _run_ahead(session, names, input_name, inputs):
+    for image in inputs:
+        # Without names there is one layer, which reads the input itself.
+        found = session.run(names, {input_name: image[None]}) if names else []
         values = dict(zip(names, found, strict=True))
         values[input_name] = image[None]
         images += 1
@@ -104,30 +105,6 @@ def _check_finite(graph: ir.Graph) -> None:
                     f"The constant {value.name} of the {node.op_type} {node.name} holds a value "
                     "that is not finite. Check the weights of the model."
                 )
-
-
-def _run_ahead(
-    session: Any, names: list[str], input_name: str, inputs: Iterable[FloatArray]
-) -> Iterator[tuple[FloatArray, list[FloatArray]]]:
-    """Yield each picture with the tensors of those names, the next one being computed meanwhile.
-
-    Reading and running a picture and counting the one before take about the same time, and both
-    leave Python's lock alone.
-    """
-    pictures = iter(inputs)
-
-    def compute() -> tuple[FloatArray, list[FloatArray]] | None:
-        image = next(pictures, None)
-        if image is None:
-            return None
-        # Without names there is one layer, which reads the input itself.
-        return image, session.run(names, {input_name: image[None]}) if names else []
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = pool.submit(compute)
-        while (done := ahead.result()) is not None:
-            ahead = pool.submit(compute)
-            yield done
 
 
 def _beside(value: FloatArray) -> tuple[int, ...]:

@@ -4,8 +4,9 @@ The usual path is `torch.onnx.export`, OpenVINO's converter and `nncf.quantize` 
 Two networks: torchvision's architecture with seeded random weights (time does not depend on them),
 and the 2014 original with its real weights where GNET_OPT_DATA has them.
 
-Every variant is timed alone in a process of its own, in interleaved rounds of one run; ratios are
-medians over rounds. Run it in an environment with the extra `peers`:
+Every variant is timed alone in a process of its own, in interleaved rounds of several sittings,
+each with new processes; ratios are medians over rounds. Run it in an environment with the extra
+`peers`:
 
     pip install -e '.[build,openvino,peers]'
     python benchmarks/openvino_paths.py --threads 1
@@ -95,7 +96,13 @@ def our_path(
 
 
 def measure(
-    model: Model, images: ImageSet, device: Target, count: int, threads: int, rounds: int
+    model: Model,
+    images: ImageSet,
+    device: Target,
+    count: int,
+    threads: int,
+    sittings: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """Build every variant of one network and time them side by side."""
     inputs = [model.preprocess.load(path) for path in images.files[:count]]
@@ -110,7 +117,9 @@ def measure(
             ],
             inputs[0][None],
             threads=threads,
-            schedule=latency.Schedule(rounds=rounds, seconds=0.5, count=10, warm_up=2.0),
+            schedule=latency.Schedule(
+                sittings=sittings, rounds=rounds, seconds=0.4, count=10, warm_up=1.0
+            ),
         )
     medians = {result.name: result.rounds_ms for result in report.results}
 
@@ -131,7 +140,8 @@ def main() -> None:
     """Measure, write the result file and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--sittings", type=int, default=8, help="with new processes each")
+    parser.add_argument("--rounds", type=int, default=3, help="in a sitting")
     parser.add_argument("--calibration", type=int, default=100, help="pictures")
     parser.add_argument("--target", default="cpu", help="whose integer form to use")
     parser.add_argument("-o", "--output", type=Path)
@@ -157,10 +167,17 @@ def main() -> None:
     for name, (model, folder) in networks.items():
         images = ImageSet.open(folder)
         measured = measure(
-            model, images, device, options.calibration, options.threads, options.rounds
+            model,
+            images,
+            device,
+            options.calibration,
+            options.threads,
+            options.sittings,
+            options.rounds,
         )
         result["networks"][name] = measured
-        print(f"{name}, {options.threads} thread(s), n of rounds {options.rounds}")
+        rounds = measured["latency"]["rounds"]
+        print(f"{name}, {options.threads} thread(s), n of rounds {rounds}")
         for variant, row in measured["latency"]["results"].items():
             print(f"  {variant:<20} p50 {row['p50_ms']:7.2f} ms  n {row['n']}")
         for variant, row in measured["our INT8 against"].items():

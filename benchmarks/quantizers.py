@@ -4,7 +4,8 @@ ONNX Runtime's `quantize_static` (defaults, and a short list of better recipes),
 with accuracy control), NVIDIA ModelOpt and `gnet-opt quantize` get the same float ONNX file and the
 same calibration pictures. What each makes is scored on other pictures: by reference semantics, by
 OpenVINO, by OpenVINO limited to AVX2 (which has no VNNI) and by ONNX Runtime. All are timed in
-interleaved rounds. A second run, with 200 pictures, measures time and memory alone.
+interleaved rounds of several sittings, each with new processes. A second run, with 200 pictures,
+measures time and memory alone.
 
 Two networks: the 2014 original where GNET_OPT_DATA has it (every fifth picture in name order to
 calibrate, the other 400 to evaluate), and the embedded demo model with its own image sets.
@@ -194,6 +195,7 @@ class Run:
         if self._options.at_most is not None:
             command += ["--at-most", str(self._options.at_most)]
         command += ["--threads", str(self._options.threads)]
+        command += ["--sittings", str(self._options.sittings)]
         command += ["--rounds", str(self._options.rounds)]
         ended = watch(command, log, timeout=3600, memory=float("inf"), environment=environment)
         if problem := ended.problem(log):
@@ -378,6 +380,7 @@ class Run:
             "models": {n: [sha256_file(f) for f in _model_files(folder / n)] for n in names},
             "program": sha256_file(Path(steps.__file__)),
             "rounds": self._options.rounds,
+            "sittings": self._options.sittings,
             "threads": self._options.threads,
             "toolkit": self._toolkit,
             "tools": self._tools,
@@ -491,7 +494,7 @@ def _own(options: argparse.Namespace) -> dict[str, Any]:
         return steps.prepare(network, folder)
     if step == "score":
         return steps.score(network, folder / words[0], words[1])
-    return steps.time_all(folder, words, options.threads, options.rounds)
+    return steps.time_all(folder, words, options.threads, options.sittings, options.rounds)
 
 
 def _chosen(text: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -518,7 +521,8 @@ def main() -> None:
     )
     add("--at-most", type=int, metavar="N", help="pictures a set, to try the program")
     add("--threads", type=int, default=1, help="of the latency")
-    add("--rounds", type=int, default=9, help="of the latency; 0 leaves it out")
+    add("--sittings", type=int, default=6, help="of the latency, with new processes each")
+    add("--rounds", type=int, default=3, help="of a sitting; 0 leaves the latency out")
     add("--repeats", type=int, default=3, help="of the run with 200 pictures; 0 leaves it out")
     add("--timeout", type=float, default=900, help="seconds that a quantizer may take")
     add("--memory", type=float, default=16, help="GB in RAM that a quantizer may take")

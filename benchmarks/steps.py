@@ -135,7 +135,9 @@ def score(network: Network, out: Path, runtime: str) -> dict[str, Any]:
     return {"int8_convolutions": count(opened.path), "images": len(logits)}
 
 
-def time_all(folder: Path, names: Sequence[str], threads: int, rounds: int) -> dict[str, Any]:
+def time_all(
+    folder: Path, names: Sequence[str], threads: int, sittings: int, rounds: int
+) -> dict[str, Any]:
     """Time every result by OpenVINO and, where it is an ONNX file, by ONNX Runtime."""
     subjects = [
         Subject(
@@ -151,9 +153,11 @@ def time_all(folder: Path, names: Sequence[str], threads: int, rounds: int) -> d
         subjects,
         np.load(folder / "inputs" / "0000.npy"),
         threads=threads,
-        schedule=latency.Schedule(rounds=rounds, seconds=0.3, count=10, warm_up=1.0),
+        schedule=latency.Schedule(
+            sittings=sittings, rounds=rounds, seconds=0.3, count=10, warm_up=1.0
+        ),
     )
-    return report.to_dict()
+    return {**report.to_dict(), "sittings": sittings}
 
 
 def artifact(out: Path, runtime: str) -> Artifact:

@@ -245,9 +245,11 @@ def quantizers_conditions(result: dict[str, Any], source: str) -> str:
     if rows:
         counts, spread = [row["n"] for _, row in rows], max(row["spread"] for _, row in rows)
         threads, rounds = rows[0][0]["threads"], rows[0][0]["rounds"]
+        sittings = rows[0][0]["sittings"]
         text += (
             f" Latency: batch 1, {threads} thread{'s' if threads > 1 else ''}, {rounds} "
-            f"interleaved rounds, each result in a process of its own, n = {min(counts)} to "
+            f"interleaved rounds in {sittings} sittings, in each of which every result has a new "
+            f"process of its own, n = {min(counts)} to "
             f"{max(counts)}, spread of rounds at most {100 * spread:.0f} %."
         )
     return f"{text} Source: [`{source}`]({source})."

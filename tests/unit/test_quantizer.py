@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from gnet_opt.progress import silent
 from gnet_opt.quantization import METHODS, Recipe, cache, calibrate, equalize, quantize
 from gnet_opt.quantizer import Quantizer
 from gnet_opt.runtime import run_all
-from gnet_opt.search import Verdict, best_method
+from gnet_opt.search import Judge, Verdict, best_method
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module
 from gnet_opt.target import Scheme, find
@@ -266,7 +264,8 @@ def test_effects_switch_one_thing_over_at_a_time(
 
     def effects(made: Quantizer, kept: frozenset[str] = frozenset()) -> dict[str, Any]:
         made.write(tmp_path / "shipped.onnx", JETSON.scheme, kept)
-        return made.effects(tmp_path / "shipped.onnx", np.stack(loaded(few)), JETSON.scheme, kept)
+        judge = Judge(path, loaded(few))
+        return made.effects(judge, judge(tmp_path / "shipped.onnx"), JETSON.scheme, kept)
 
     facts = effects(make())
     assert facts == {
@@ -311,24 +310,6 @@ def test_kept_statistics_give_the_same_file(
     plain = (tmp_path / "plain.onnx").read_bytes()
     assert plain == (tmp_path / "first.onnx").read_bytes()
     assert plain == (tmp_path / "second.onnx").read_bytes()
-
-
-def test_the_cache_knows_what_changed(
-    make: Make, exported: dict[str, tuple[Model, Path]], images: ImageSet, tmp_path: Path
-) -> None:
-    path = exported["small"][1]
-    key = cache.key(path, PREPROCESS, images)
-    assert key == cache.key(path, PREPROCESS, images)
-    shutil.copyfile(path, tmp_path / "other name.onnx")
-    assert key == cache.key(tmp_path / "other name.onnx", PREPROCESS, images)
-    others = {
-        cache.key(exported["hostile"][1], PREPROCESS, images),
-        cache.key(path, replace(PREPROCESS, resize=73), images),
-        cache.key(path, PREPROCESS, images.take(range(COUNT - 1))),
-        cache.key(path, PREPROCESS, images.take(range(COUNT)[::-1])),
-    }
-    assert len(others) == 4
-    assert key not in others
 
 
 def test_the_method_is_chosen_on_the_repaired_graph(

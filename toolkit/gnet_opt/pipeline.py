@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from gnet_opt import backends, golden
-from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench import accuracy, latency
 from gnet_opt.bench.process import Subject
 from gnet_opt.bundle import MODEL, Bundle, file_kinds
@@ -33,8 +32,8 @@ from gnet_opt.planning import Plan
 from gnet_opt.preprocess import FloatArray, PixelArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantizer import Quantizer
-from gnet_opt.runtime import Artifact, Backend, Deferred, run_all
-from gnet_opt.search import fewest_float_layers
+from gnet_opt.runtime import Artifact, Backend, Deferred
+from gnet_opt.search import Judge, fewest_float_layers
 from gnet_opt.stages import prepare
 from gnet_opt.target import Scheme
 from gnet_opt.versions import tools
@@ -157,15 +156,19 @@ class _Build:
         automatic = job.options.precision == "auto"
         chosen = self._decide() if automatic else self._as_asked(job.options.precision)
         candidate = chosen.candidate
+        with self._timed("golden"):
+            inputs = job.model.preprocess.normalize(self._pixels)
+            judge = Judge(self._float, list(inputs), job.options.threads)
+            outputs = judge.run(candidate.model)
+            shipped = judge.verdict(outputs)
+            facts["golden"] = self._golden(candidate, inputs, outputs)
+            facts["golden"]["sqnr_db"] = shipped.to_dict()["sqnr_db"]
         if candidate.scheme is not None:
             with self._timed("quantize"):
-                inputs = job.model.preprocess.normalize(self._pixels)
                 facts["effects"] = self._quantizer.effects(
-                    candidate.model, inputs, candidate.scheme, candidate.float_layers
+                    judge, shipped, candidate.scheme, candidate.float_layers
                 )
                 self._notes += self._quantizer.notes
-        with self._timed("golden"):
-            facts["golden"] = self._golden(candidate)
         output = job.output
         rejected = chosen.rejected
         if rejected:
@@ -430,21 +433,14 @@ class _Build:
         folder.mkdir()
         return self._backend.compile(self._float, self._job.target, folder)
 
-    def _golden(self, chosen: _Candidate) -> dict[str, Any]:
+    def _golden(
+        self, chosen: _Candidate, inputs: FloatArray, outputs: FloatArray
+    ) -> dict[str, Any]:
         """Write the golden samples, and hold this machine's runtime to them where it counts."""
         job = self._job
-        inputs = job.model.preprocess.normalize(self._pixels)
-        with open_reference(chosen.model, job.options.threads) as runner:
-            outputs = run_all(runner, inputs)
-        with open_reference(self._float, job.options.threads) as runner:
-            float_outputs = run_all(runner, inputs)
         samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
         samples.write(chosen.folder / golden.FILE)
-        facts = {
-            "images": len(inputs),
-            "runtime_sqnr_db": None,
-            "sqnr_db": accuracy.sqnr_db(float_outputs, outputs),
-        }
+        facts: dict[str, Any] = {"images": len(inputs), "runtime_sqnr_db": None}
         if isinstance(chosen.compiled, Artifact) and job.semantics == "native":
             with chosen.backend.open(chosen.compiled, threads=job.options.threads) as runner:
                 tolerance = golden.TOLERANCE_DB[chosen.precision]

@@ -18,7 +18,7 @@ from gnet_opt.preprocess import FloatArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantization import METHODS, Recipe, Statistics, quantize
 from gnet_opt.quantization.cache import calibrate_cached
-from gnet_opt.search import MOST_JUDGES, Judge, best_method, split
+from gnet_opt.search import MOST_JUDGES, Judge, Verdict, best_method, split
 from gnet_opt.sensitivity import LayerCost, measure
 from gnet_opt.target import Scheme
 
@@ -115,29 +115,28 @@ class Quantizer:
 
     def effects(
         self,
-        model: Path,
-        pictures: FloatArray,
+        judge: Judge,
+        shipped: Verdict,
         scheme: Scheme,
         keep_float: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         """What bias correction and the search of weight ranges do, each switched over alone.
 
         Args:
-            model: What `write` wrote with this scheme and these layers in float.
-            pictures: Preprocessed pictures to measure on, float32 of shape (N, 3, H, W).
+            judge: Of the float model.
+            shipped: Its verdict on what `write` wrote with this scheme and these layers in float.
             scheme: The integer form.
             keep_float: Layers that stay in float.
 
         Returns:
             SQNR of the logits in dB with and without each, by reference semantics.
         """
-        judge = Judge(self._float, list(pictures), self._job.options.threads)
         recipe = replace(self.recipe, keep_float=keep_float)
         switched = {
             "bias_correction": replace(recipe, bias_correction=not recipe.bias_correction),
             "weight_search": replace(recipe, weight_search=not recipe.weight_search),
         }
-        chosen = judge(model).to_dict()["sqnr_db"]
+        chosen = shipped.to_dict()["sqnr_db"]
         facts: dict[str, Any] = {"images": judge.images}
         for name, other in switched.items():
             used, otherwise = getattr(recipe, name), self._judged(judge, scheme, other)
@@ -216,6 +215,7 @@ class Quantizer:
                 model,
                 self._job.model.preprocess,
                 part,
+                method=options.method,
                 cache=options.cache,
                 threads=options.threads,
                 progress=self._progress,

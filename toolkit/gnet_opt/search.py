@@ -63,7 +63,7 @@ class Judge:
         """
         self._pictures = pictures
         self._threads = threads
-        self._float_logits = self._run(model)
+        self._float_logits = self.run(model)
 
     @property
     def images(self) -> int:
@@ -72,13 +72,16 @@ class Judge:
 
     def __call__(self, model: Path) -> Verdict:
         """Judge one INT8 file."""
-        compared = accuracy.compare(
-            self._float_logits, self._run(model), None, semantics="reference"
-        )
+        return self.verdict(self.run(model))
+
+    def verdict(self, logits: FloatArray) -> Verdict:
+        """Judge what `run` gave."""
+        compared = accuracy.compare(self._float_logits, logits, None, semantics="reference")
         sqnr = float("inf") if compared.sqnr_db is None else compared.sqnr_db
         return Verdict(sqnr_db=sqnr, agreement=compared.agreement)
 
-    def _run(self, model: Path) -> FloatArray:
+    def run(self, model: Path) -> FloatArray:
+        """The logits of a file for all pictures, float32 of shape (pictures, classes)."""
         with open_reference(model, self._threads) as runner:
             return run_all(runner, self._pictures)
 

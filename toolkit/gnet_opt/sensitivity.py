@@ -248,7 +248,13 @@ def rank(
         file = SensitivityFile(output / FILE, head)
         known = file.open(force=force)
         seen = calibrate_cached(
-            exported, model.preprocess, calibration, cache=cache, progress=progress, tell=tell
+            exported,
+            model.preprocess,
+            calibration,
+            method=recipe.method,
+            cache=cache,
+            progress=progress,
+            tell=tell,
         )
         costs = measure(
             exported,

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -114,6 +115,32 @@ def test_measures_side_by_side(folder: Path) -> None:
     assert "samples_ns" not in dump_json(values)
 
 
+def test_every_sitting_has_new_workers(folder: Path) -> None:
+    pids = []
+
+    def progress(items, label, total=None):  # type: ignore[no-untyped-def]
+        pids.append((folder / "pid-fast").read_text())
+        yield from items
+
+    schedule = Schedule(sittings=3, rounds=2, seconds=0, count=4, warm_up=0.1, timeout=20)
+    report = measure([subject(folder, "fast")], PICTURE, schedule=schedule, progress=progress)
+    assert len(set(pids)) == 3
+    (fast,) = report.results
+    assert len(fast.samples_ns) == len(fast.rounds_ms) == 6
+    assert fast.warm_up >= 15  # at least five in each
+
+
+def test_what_is_joined_of_sittings() -> None:
+    one = replace(result("a", [1, 2], [3]), load_ms=10.0, first_ms=4.0, warm_up=5, steady=True)
+    two = replace(result("a", [4]), load_ms=30.0, first_ms=8.0, warm_up=6, steady=False)
+    joined = Latency.joined([one, replace(two, peak_rss_bytes=7)])
+    assert joined.samples_ns == ((1, 2), (3,), (4,))
+    assert (joined.load_ms, joined.first_ms, joined.warm_up) == (20.0, 6.0, 11)
+    assert joined.steady is False
+    assert joined.peak_rss_bytes == 7
+    assert Latency.joined([one]) == one
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -190,7 +217,13 @@ def test_subjects_and_plans_that_make_no_sense(folder: Path) -> None:
         measure([subject(folder, "fast")] * 2, PICTURE)
     with pytest.raises(ValueError, match="there must be one"):
         measure([], PICTURE)
-    for wrong in ({"rounds": 0}, {"count": 0}, {"seconds": -1.0}, {"warm_up": -1.0}):
+    for wrong in (
+        {"sittings": 0},
+        {"rounds": 0},
+        {"count": 0},
+        {"seconds": -1.0},
+        {"warm_up": -1.0},
+    ):
         with pytest.raises(ConfigError, match="at least one round"):
             Schedule(**wrong)  # type: ignore[arg-type]
 

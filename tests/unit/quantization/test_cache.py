@@ -53,6 +53,16 @@ def kept(tmp_path: Path) -> CalibrationCache:
     return CalibrationCache(folder=tmp_path / "cache" / "calibration")
 
 
+def key_of(model: Path, preprocess: Preprocess, images: ImageSet) -> str:
+    return key(model, preprocess, images, histograms=True)
+
+
+def calibrated(
+    model: Path, preprocess: Preprocess, images: ImageSet, method: str = "lp", **more: Any
+) -> Statistics:
+    return calibrate_cached(model, preprocess, images, method=method, **more)
+
+
 def assert_same(one: Statistics, other: Statistics | None) -> None:
     """Equal to the last bit, and of the same types."""
     assert other is not None
@@ -65,7 +75,7 @@ def assert_same(one: Statistics, other: Statistics | None) -> None:
             assert type(found[field]) is type(value)
             assert np.asarray(found[field]).dtype == np.asarray(value).dtype
             assert np.array_equal(found[field], value)
-    for kind in ("means", "peaks"):
+    for kind in ("highs", "lows", "sums"):
         vectors, found = getattr(one, kind), getattr(other, kind)
         assert list(vectors) == list(found)
         for name, vector in vectors.items():
@@ -90,14 +100,17 @@ names = st.lists(st.text(characters, min_size=1), min_size=1, max_size=3, unique
 def test_any_statistics_come_back(
     tmp_path: Path, data: st.DataObject, tensors: list[str], count: int
 ) -> None:
-    histograms, means, peaks = {}, {}, {}
+    histograms, lows, highs, sums = {}, {}, {}, {}
+    counted = data.draw(st.booleans())
     for name in tensors:
-        histograms[name] = Histogram()
         sizes = st.integers(1, 20)
-        histograms[name].add(data.draw(hnp.arrays(np.float32, sizes, elements=float32)))
-        means[name] = data.draw(hnp.arrays(np.float64, sizes, elements=float32))
-        peaks[name] = data.draw(hnp.arrays(np.float32, sizes, elements=float32))
-    seen = Statistics(images=count, histograms=histograms, means=means, peaks=peaks)
+        if counted:
+            histograms[name] = Histogram()
+            histograms[name].add(data.draw(hnp.arrays(np.float32, sizes, elements=float32)))
+        lows[name] = data.draw(hnp.arrays(np.float32, sizes, elements=float32))
+        highs[name] = data.draw(hnp.arrays(np.float32, sizes, elements=float32))
+        sums[name] = data.draw(hnp.arrays(np.float64, sizes, elements=float32))
+    seen = Statistics(images=count, lows=lows, highs=highs, sums=sums, histograms=histograms)
     folder = CalibrationCache(folder=tmp_path)
     assert folder.store(KEY, seen)
     assert_same(seen, folder.load(KEY))
@@ -133,27 +146,60 @@ def test_a_second_run_reads_no_picture(
     model: Path, images: ImageSet, kept: CalibrationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    fresh = calibrate_cached(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
+    fresh = calibrated(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
     assert told == []
     monkeypatch.setattr(cache, "calibrate", lambda *a, **k: pytest.fail("it ran the pictures"))
-    again = calibrate_cached(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
+    again = calibrated(model, PREPROCESS, images, cache=kept.folder, tell=told.append)
     assert_same(fresh, again)
     (file,) = kept.folder.iterdir()
     assert told == [f"3 pictures were calibrated on in an earlier run: {file}"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "runs"),
+    [
+        ("minmax", "minmax", 1),
+        ("lp", "entropy", 1),
+        ("auto", "minmax", 1),
+        ("minmax", "mse", 2),
+        ("minmax", "auto", 2),
+    ],
+)
+def test_statistics_serve_every_method_that_they_hold_enough_for(
+    model: Path,
+    images: ImageSet,
+    kept: CalibrationCache,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    then: str,
+    runs: int,
+) -> None:
+    counted: list[bool] = []
+
+    def spy(*args: Any, histograms: bool, **more: Any) -> Statistics:
+        counted.append(histograms)
+        return calibrate(*args, histograms=histograms, **more)
+
+    monkeypatch.setattr(cache, "calibrate", spy)
+    for method in (first, then):
+        seen = calibrated(model, PREPROCESS, images, method, cache=kept.folder)
+        assert seen.histograms or method == "minmax"
+    assert counted == [first != "minmax", then != "minmax"][:runs]
+    assert len(list(kept.folder.iterdir())) == runs
 
 
 def test_without_a_cache_nothing_is_kept(
     tmp_path: Path, model: Path, images: ImageSet, kept: CalibrationCache
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    fresh = calibrate_cached(model, PREPROCESS, images, threads=1)
+    fresh = calibrated(model, PREPROCESS, images, threads=1)
     assert sorted(tmp_path.rglob("*")) == before
-    assert_same(fresh, calibrate_cached(model, PREPROCESS, images, cache=kept.folder, threads=1))
+    assert_same(fresh, calibrated(model, PREPROCESS, images, cache=kept.folder, threads=1))
     assert kept.folder.is_dir()
 
 
 def test_the_key_is_that_of_the_same_content(tmp_path: Path, model: Path, images: ImageSet) -> None:
-    name = key(model, PREPROCESS, images)
+    name = key_of(model, PREPROCESS, images)
     assert len(name) == 64
     assert int(name, 16) >= 0
     moved = tmp_path / "moved.onnx"
@@ -163,12 +209,12 @@ def test_the_key_is_that_of_the_same_content(tmp_path: Path, model: Path, images
         renamed.append(path.with_name(f"renamed-{path.name}"))
         renamed[-1].write_bytes(path.read_bytes())
     again = ImageSet(name="others", files=tuple(renamed), labels=(0, 1, 2))
-    assert key(moved, replace(PREPROCESS), again) == name
+    assert key_of(moved, replace(PREPROCESS), again) == name
 
 
 def test_the_key_changes_with_the_weights(tmp_path: Path, model: Path, images: ImageSet) -> None:
     other = googlenet_like(tmp_path / "other.onnx", seed=1)
-    assert key(other, PREPROCESS, images) != key(model, PREPROCESS, images)
+    assert key_of(other, PREPROCESS, images) != key_of(model, PREPROCESS, images)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +233,21 @@ def test_the_key_changes_with_the_preprocess(
     model: Path, images: ImageSet, change: dict[str, Any]
 ) -> None:
     other = replace(PREPROCESS, **change)
-    assert key(model, other, images) != key(model, PREPROCESS, images)
+    assert key_of(model, other, images) != key_of(model, PREPROCESS, images)
 
 
 def test_the_key_changes_with_the_pictures(model: Path, images: ImageSet) -> None:
-    one = key(model, PREPROCESS, images)
+    one = key_of(model, PREPROCESS, images)
     found = {
         one,
-        key(model, PREPROCESS, images.take([2, 1, 0])),
-        key(model, PREPROCESS, images.take([0, 1])),
-        key(model, PREPROCESS, images.take([0, 1, 2, 2])),
+        key_of(model, PREPROCESS, images.take([2, 1, 0])),
+        key_of(model, PREPROCESS, images.take([0, 1])),
+        key_of(model, PREPROCESS, images.take([0, 1, 2, 2])),
     }
     pixels = np.asarray(Image.open(images.files[1])).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(images.files[1])
-    found.add(key(model, PREPROCESS, ImageSet.open(images.files[0].parent)))
+    found.add(key_of(model, PREPROCESS, ImageSet.open(images.files[0].parent)))
     assert len(found) == 5
 
 
@@ -209,19 +255,19 @@ def test_the_key_changes_with_the_pictures(model: Path, images: ImageSet) -> Non
 def test_the_key_changes_with_what_computes(
     model: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    one = key(model, PREPROCESS, images)
+    one = key_of(model, PREPROCESS, images)
     versions = cache.tools()
     monkeypatch.setattr(cache, "tools", lambda: {**versions, package: "0.0.1"})
-    assert key(model, PREPROCESS, images) != one
+    assert key_of(model, PREPROCESS, images) != one
 
 
 def test_the_key_changes_with_the_instruction_set(
     model: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = key(model, PREPROCESS, images)
+    one = key_of(model, PREPROCESS, images)
     machine = replace(cache.this_machine(), instructions=frozenset({"avx512_vnni"}))
     monkeypatch.setattr(cache, "this_machine", lambda: machine)
-    assert key(model, PREPROCESS, images) != one
+    assert key_of(model, PREPROCESS, images) != one
 
 
 @given(data=st.data())
@@ -260,7 +306,7 @@ def packed(**arrays: Any) -> bytes:
 HOSTILE = {
     "empty": b"",
     "no arrays": packed(),
-    "pickled objects": packed(names=np.array([Attack()], object)),
+    "pickled objects": packed(images=np.array([Attack()], object)),
     "text": b"not statistics",
     "without a digest": packed(images=np.array(1)),
 }
@@ -301,7 +347,7 @@ def test_a_folder_that_cannot_be_written(
     assert impossible.store(KEY, statistics) is False
     assert impossible.load(KEY) is None
     told: list[str] = []
-    seen = calibrate_cached(
+    seen = calibrated(
         model, PREPROCESS, images, cache=impossible.folder, threads=1, tell=told.append
     )
     assert seen.images == 3

@@ -41,8 +41,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return googlenet_like(tmp_path_factory.mktemp("collect") / "float.onnx")
 
 
-def collected(path: Path, images: Iterator[np.ndarray] | list[np.ndarray]) -> Statistics:
-    return collect(path, find_regions(load_graph(path)), images, threads=1)
+def collected(
+    path: Path,
+    images: Iterator[np.ndarray] | list[np.ndarray],
+    *,
+    histograms: bool = True,
+    threads: int = 1,
+) -> Statistics:
+    regions = find_regions(load_graph(path))
+    return collect(path, regions, images, histograms=histograms, threads=threads)
 
 
 def test_the_input_is_counted_as_it_is(model: Path) -> None:
@@ -60,7 +67,7 @@ def test_the_input_is_counted_as_it_is(model: Path) -> None:
     assert np.array_equal(seen.positive, expected.positive)
     assert np.array_equal(seen.negative, expected.negative)
     means = np.stack(images).mean((0, 2, 3), dtype=np.float64)
-    assert np.allclose(statistics.means["input"], means, rtol=1e-12)
+    assert np.allclose(statistics.mean("input"), means, rtol=1e-12)
 
 
 def test_a_shared_range_counts_each_of_its_sources(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_a_shared_range_counts_each_of_its_sources(tmp_path: Path) -> None:
     graph.conv(graph.pool(graph.concat(parts, "cat"), "pool"), 4, "after")
     images = pictures(3, 16)
     path = graph.save(tmp_path / "f.onnx", "after_out")
-    seen = collected(path, images).of(["a.relu_out", "b.relu_out"])
+    seen = collected(path, images).histogram(["a.relu_out", "b.relu_out"])
     # Not the concat and the pool too: they hold no values of their own.
     assert seen.zeros + seen.positive.sum() == 3 * 6 * 16 * 16
     tapped = Graph(size=16)
@@ -85,27 +92,58 @@ def test_means_are_of_what_each_conv_and_gemm_reads(tmp_path: Path) -> None:
     data = graph.add("Flatten", [graph.add("GlobalAveragePool", [data], "average")], "flatten")
     images = pictures(3, 16)
     statistics = collected(graph.save(tmp_path / "f.onnx", graph.gemm(data, 5)), images)
-    assert sorted(statistics.means) == ["flatten_out", "input"]
+    assert sorted(statistics.sums) == ["flatten_out", "input"]
     tapped = Graph(size=16)
     values = run(tapped.save(tmp_path / "t.onnx", tapped.block("input", 4, "stem")), images)
-    assert np.allclose(statistics.means["flatten_out"], values.mean((0, 2, 3)), atol=1e-6)
+    assert np.allclose(statistics.mean("flatten_out"), values.mean((0, 2, 3)), atol=1e-6)
 
 
-def test_pictures_are_read_one_at_a_time_and_let_go(model: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pictures_are_read_when_there_is_a_thread_for_them_and_let_go(
+    model: Path, threads: int
+) -> None:
     living: list[weakref.ref[np.ndarray]] = []
     most = 0
 
     def stream() -> Iterator[np.ndarray]:
         nonlocal most
-        for image in pictures(6):
+        for image in pictures(12):
             mine = image.copy()
             living.append(weakref.ref(mine))
             most = max(most, sum(ref() is not None for ref in living))
             yield mine
             del mine
 
-    assert collected(model, stream()).images == 6
-    assert most == 2  # the new one, and the last until its place is taken
+    assert collected(model, stream(), threads=threads).images == 12
+    assert most <= threads + 1  # one that waits
+
+
+@pytest.mark.parametrize("histograms", [False, True])
+def test_threads_change_nothing(model: Path, histograms: bool) -> None:
+    images = pictures(9)
+    one, other = (
+        collected(model, images, threads=threads, histograms=histograms) for threads in (1, 4)
+    )
+    for kind in ("lows", "highs", "sums"):
+        vectors, found = getattr(one, kind), getattr(other, kind)
+        assert list(vectors) == list(found)
+        for name, vector in vectors.items():
+            assert vector.tobytes() == found[name].tobytes()
+    assert len(one.histograms) == len(other.histograms) == histograms * len(one.lows)
+    for name, seen in one.histograms.items():
+        assert np.array_equal(seen.positive, other.histograms[name].positive)
+        assert np.array_equal(seen.negative, other.histograms[name].negative)
+
+
+def test_bounds_are_those_of_the_histograms(model: Path) -> None:
+    images = pictures(5)
+    counted, plain = (collected(model, images, histograms=held) for held in (True, False))
+    assert not plain.histograms
+    assert list(plain.lows) == list(counted.histograms)
+    for name, seen in counted.histograms.items():
+        assert plain.bounds([name]) == counted.bounds([name]) == seen.bounds
+    both = list(plain.lows)[:2]
+    assert plain.bounds(both) == counted.histogram(both).bounds
 
 
 def test_peaks_are_the_largest_magnitude_of_each_channel(tmp_path: Path) -> None:
@@ -114,14 +152,14 @@ def test_peaks_are_the_largest_magnitude_of_each_channel(tmp_path: Path) -> None
     graph.conv(data, 2, "b")
     images = pictures(5, 16)
     statistics = collected(graph.save(tmp_path / "f.onnx", "b_out"), images)
-    assert sorted(statistics.peaks) == ["a_out", "input"]
-    assert np.array_equal(statistics.peaks["input"], np.abs(np.stack(images)).max((0, 2, 3)))
+    assert sorted(statistics.lows) == sorted(statistics.highs) == ["a_out", "input"]
+    assert np.array_equal(statistics.peaks("input"), np.abs(np.stack(images)).max((0, 2, 3)))
     tapped = Graph(size=16)
     values = run(tapped.save(tmp_path / "t.onnx", tapped.conv("input", 4, "a", kernel=3)), images)
     low, high = values.min((0, 2, 3)), values.max((0, 2, 3))
     assert (-low > high).any()
     assert (high > -low).any()
-    assert np.allclose(statistics.peaks["a_out"], np.maximum(-low, high), rtol=1e-5)
+    assert np.allclose(statistics.peaks("a_out"), np.maximum(-low, high), rtol=1e-5)
 
 
 def test_peaks_of_what_a_gemm_reads_are_one_a_feature(tmp_path: Path) -> None:
@@ -133,8 +171,8 @@ def test_peaks_of_what_a_gemm_reads_are_one_a_feature(tmp_path: Path) -> None:
     tapped = Graph(size=16)
     values = run(tapped.save(tmp_path / "t.onnx", tapped.block("input", 6, "stem")), images)
     expected = values.mean((2, 3)).max(0)
-    assert statistics.peaks["flatten_out"].shape == (6,)
-    assert np.allclose(statistics.peaks["flatten_out"], expected, rtol=1e-4)
+    assert statistics.peaks("flatten_out").shape == (6,)
+    assert np.allclose(statistics.peaks("flatten_out"), expected, rtol=1e-4)
 
 
 def test_a_set_without_pictures(model: Path) -> None:

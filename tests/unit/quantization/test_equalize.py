@@ -168,7 +168,7 @@ def test_a_channel_that_calibration_hardly_saw_does_not_grow(tmp_path: Path) -> 
     """The next picture may be full of it: grown, it would overflow the range of its region."""
     path = with_a_rare_channel(tmp_path, weighed=1.0)
     statistics = calibrate(path, pictures(8), threads=1)
-    peaks = statistics.peaks["rare.relu_out"]
+    peaks = statistics.peaks("rare.relu_out")
     assert 0.0 < peaks[3] < 0.01 * np.median(peaks)
     assert equalize(path, tmp_path / "mended.onnx", statistics) is None
 

@@ -147,7 +147,7 @@ def test_an_unknown_method(tmp_path: Path, model: Path) -> None:
     assert str(caught.value) == (
         "There is no method 'max'; use one of entropy, lp, minmax, mse, percentile."
     )
-    assert tuple(sorted(ranges.METHODS)) == METHODS
+    assert tuple(sorted([*ranges.BY_HISTOGRAM, "minmax"])) == METHODS
 
 
 @pytest.mark.parametrize(("method", "least"), [("entropy", 16), ("percentile", 8)])
@@ -262,3 +262,18 @@ def test_a_weight_that_is_computed_stays_float_and_counts_as_float(tmp_path: Pat
     assert facts["conv"] == 1
     assert facts["macs"] == first + 4 * 4 * 16 * 16
     assert facts["macs_int8_share"] == pytest.approx(first / facts["macs"])
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "minmax"])
+def test_a_method_without_the_histograms_it_goes_by(
+    model: Path, tmp_path: Path, method: str
+) -> None:
+    seen = calibrate(model, pictures(16), histograms=False)
+    quantize(model, tmp_path / "minmax.onnx", seen, U8)
+    with pytest.raises(CalibrationError) as caught:
+        quantize(model, tmp_path / "other.onnx", seen, U8, Recipe(method=method))
+    assert str(caught.value) == (
+        f"The method {method} goes by how often values occur, which was not counted. Calibrate "
+        "with histograms=True, or use the method minmax."
+    )
+    assert not (tmp_path / "other.onnx").exists()

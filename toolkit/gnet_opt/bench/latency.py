@@ -3,7 +3,8 @@
 Thread pools of two runtimes in one process slow each other down by a factor of ten and more, so
 every artifact gets a worker process. Workers take turns in rounds, so that what the machine does
 beside (another program, the clock going down) meets all of them, and the ratio of two is taken
-within a round.
+within a round. What a process got from chance for all its life, the places of its memory above all,
+can be worth a few percent: where such differences count, ask for several sittings.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ class Schedule:
     """How long and how often to measure.
 
     Attributes:
-        rounds: How often each subject has its turn.
+        sittings: How often all workers are started anew.
+        rounds: How often each subject has its turn in a sitting.
         seconds: Least duration of a turn.
         count: Least number of runs in a turn.
         warm_up: Longest time to wait for steady times, in seconds, a subject.
         timeout: How long a worker may take for one answer, in seconds, beyond what was asked.
     """
 
+    sittings: int = 1
     rounds: int = 5
     seconds: float = 0.2
     count: int = 5
@@ -45,7 +48,7 @@ class Schedule:
     timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.count < 1 or min(self.seconds, self.warm_up) < 0:
+        if min(self.sittings, self.rounds, self.count) < 1 or min(self.seconds, self.warm_up) < 0:
             raise ConfigError(
                 f"A latency measurement needs at least one round and one run in it, and no "
                 f"negative time: {self}."
@@ -60,10 +63,10 @@ class Latency:
         name: The subject's name.
         backend: The backend that ran it.
         samples_ns: Every run of every round, in nanoseconds, in the order measured.
-        load_ms: Importing the runtime and loading the artifact.
-        first_ms: The first picture after loading.
-        warm_up: Runs before the first round.
-        steady: Whether times were steady when the first round began.
+        load_ms: Importing the runtime and loading the artifact; the median over sittings.
+        first_ms: The first picture after loading; the median over sittings.
+        warm_up: Runs before the first round of each sitting.
+        steady: Whether times were steady when each first round began.
         peak_rss_bytes: The most memory that the process had in RAM, None where not known.
     """
 
@@ -75,6 +78,20 @@ class Latency:
     warm_up: int
     steady: bool
     peak_rss_bytes: int | None
+
+    @classmethod
+    def joined(cls, sittings: Sequence[Latency]) -> Latency:
+        """One subject's results of several sittings."""
+        peaks = [sitting.peak_rss_bytes for sitting in sittings]
+        return replace(
+            sittings[0],
+            samples_ns=tuple(samples for sitting in sittings for samples in sitting.samples_ns),
+            load_ms=statistics.median(sitting.load_ms for sitting in sittings),
+            first_ms=statistics.median(sitting.first_ms for sitting in sittings),
+            warm_up=sum(sitting.warm_up for sitting in sittings),
+            steady=all(sitting.steady for sitting in sittings),
+            peak_rss_bytes=max((peak for peak in peaks if peak is not None), default=None),
+        )
 
     @property
     def n(self) -> int:
@@ -209,15 +226,29 @@ def measure(
     schedule = schedule or Schedule()
     if len({subject.name for subject in subjects}) != len(subjects) or not subjects:
         raise ValueError("subjects need different names, and there must be one")
-    with (
-        tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as folder,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as folder:
         picture = Path(folder) / "input.npy"
         np.save(picture, batch)
+        sittings = [
+            _sitting(subjects, picture, threads, schedule, progress)
+            for _ in range(schedule.sittings)
+        ]
+    results = tuple(Latency.joined(each) for each in zip(*sittings, strict=True))
+    return LatencyReport(results=results, threads=threads, shape=tuple(batch.shape))
+
+
+def _sitting(
+    subjects: Sequence[Subject],
+    picture: Path,
+    threads: int | None,
+    schedule: Schedule,
+    progress: Progress,
+) -> list[Latency]:
+    """Start a worker for each subject, and time them in turns."""
+    with contextlib.ExitStack() as stack:
         # All processes start at once, but each loads and warms up alone.
         workers = [
-            stack.enter_context(started(subject.name, Path(folder) / f"stderr-{index}"))
+            stack.enter_context(started(subject.name, picture.with_name(f"stderr-{index}")))
             for index, subject in enumerate(subjects)
         ]
         loads, warms = [], []
@@ -236,7 +267,7 @@ def measure(
                 peaks[index] = answer["peak_rss_bytes"]
             # Who went first goes last, so that a drift within rounds favours nobody.
             order.reverse()
-    results = tuple(
+    return [
         Latency(
             name=subject.name,
             backend=subject.artifact.backend,
@@ -248,5 +279,4 @@ def measure(
             peak_rss_bytes=peaks[index],
         )
         for index, subject in enumerate(subjects)
-    )
-    return LatencyReport(results=results, threads=threads, shape=tuple(batch.shape))
+    ]

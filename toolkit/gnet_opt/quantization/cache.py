@@ -1,9 +1,9 @@
 """Calibration statistics kept between runs, so that the same pictures are not run twice.
 
 A key names everything that decides the statistics: the float graph with its weights, the
-preprocess, every picture in its order, and what computed them (versions and the CPU's instruction
-set, on which last bits depend). The method has no part in it: statistics hold what every method
-needs, so a run with another method, scheme or precision finds them as well.
+preprocess, every picture in its order, what computed them (versions and the CPU's instruction set,
+on which last bits depend), and whether they hold histograms. With histograms they serve every
+method, without them minmax alone; a run with another scheme or precision finds them as well.
 
 A file is the SHA-256 of the rest and then NumPy's .npz, so that a damaged one is noticed before
 anything reads it.
@@ -27,15 +27,18 @@ from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.quantization import calibrate
+from gnet_opt.quantization import calibrate, needs_histograms
 from gnet_opt.quantization.statistics import BINS, Histogram, Statistics
 from gnet_opt.versions import tools
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of the key; raised when the file, or the statistics of equal pictures, become others."""
 
 _MOST_FILES = 64
-"""Files that are kept, newest first: about 20 MB in all for GoogLeNet."""
+"""Files that are kept, newest first: at most 20 MB in all for GoogLeNet."""
+
+_VECTORS = ("highs", "lows", "sums")
+"""The attributes of `Statistics` that hold one vector a tensor."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -64,7 +67,7 @@ class CalibrationCache:
                 return None
             with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
                 statistics = _unpack(arrays)
-        except (OSError, ValueError):  # ValueError: NumPy refuses pickled objects
+        except (OSError, ValueError, KeyError):  # ValueError: NumPy refuses pickled objects
             return None
         with contextlib.suppress(OSError):  # it may be another user's
             path.touch()  # used files are kept longest
@@ -97,6 +100,7 @@ def calibrate_cached(
     preprocess: Preprocess,
     images: ImageSet,
     *,
+    method: str,
     cache: Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -108,37 +112,53 @@ def calibrate_cached(
         model: The float ONNX file.
         preprocess: How a picture becomes its input.
         images: The calibration pictures.
+        method: What the ranges will be chosen by: one of `METHODS`, or `auto`.
         cache: Folder of statistics from earlier runs, or None to neither read nor write any.
-        threads: CPU threads, or None for the runtime's own choice.
+        threads: CPU threads, or None for one a core.
         progress: Shows the pictures.
         tell: Called with a sentence when the cache was used, or could not be written.
 
     Raises:
         CalibrationError: The pictures cannot be used; see `gnet_opt.quantization.calibrate`.
     """
+    histograms = needs_histograms(method)
     kept = None if cache is None else CalibrationCache(folder=cache)
-    name = "" if kept is None else key(model, preprocess, images)
-    if kept is not None and (known := kept.load(name)) is not None:
-        tell(f"{len(images)} pictures were calibrated on in an earlier run: {kept.path(name)}")
-        return known
+    if kept is not None:
+        # Statistics with histograms hold all that those without them do.
+        for held in dict.fromkeys((histograms, True)):
+            name = key(model, preprocess, images, histograms=held)
+            if (known := kept.load(name)) is not None:
+                tell(
+                    f"{len(images)} pictures were calibrated on in an earlier run: "
+                    f"{kept.path(name)}"
+                )
+                return known
     files = progress(images.files, "Calibrating", len(images))
-    seen = calibrate(model, (preprocess.load(path) for path in files), threads=threads)
-    if kept is not None and not kept.store(name, seen):
-        tell(f"{kept.folder} cannot be written, so the next run calibrates again (see --no-cache).")
+    inputs = (preprocess.load(path) for path in files)
+    seen = calibrate(model, inputs, histograms=histograms, threads=threads)
+    if kept is not None:
+        name = key(model, preprocess, images, histograms=histograms)
+        if not kept.store(name, seen):
+            tell(
+                f"{kept.folder} cannot be written, so the next run calibrates again "
+                "(see --no-cache)."
+            )
     return seen
 
 
-def key(model: Path, preprocess: Preprocess, images: ImageSet) -> str:
+def key(model: Path, preprocess: Preprocess, images: ImageSet, *, histograms: bool) -> str:
     """The key of what calibration with these pictures will see.
 
     Args:
         model: The float ONNX file that is run.
         preprocess: How a picture becomes its input.
         images: The calibration pictures.
+        histograms: Whether the statistics hold histograms.
     """
     versions = tools()
     parts = {
         "format": _FORMAT,
+        "histograms": histograms,
         "images": list(images.hashes),
         "machine": this_machine().to_dict()["instructions"],
         "model": sha256_file(model),
@@ -149,19 +169,32 @@ def key(model: Path, preprocess: Preprocess, images: ImageSet) -> str:
 
 
 def _pack(statistics: Statistics) -> dict[str, npt.NDArray[Any]]:
-    histograms = statistics.histograms
-    return {
-        "bounds": np.array([[h.minimum, h.maximum, h.width] for h in histograms.values()]),
-        "counts": np.stack([[h.positive, h.negative] for h in histograms.values()]),
-        "images": np.array(statistics.images),
-        "names": np.array(list(histograms)),
-        "zeros": np.array([h.zeros for h in histograms.values()], np.int64),
-        **_pack_vectors("means", statistics.means),
-        **_pack_vectors("peaks", statistics.peaks),
-    }
+    arrays = {"images": np.array(statistics.images)}
+    for kind in _VECTORS:
+        arrays |= _pack_vectors(kind, getattr(statistics, kind))
+    if statistics.histograms:
+        arrays |= _pack_histograms(statistics.histograms)
+    return arrays
 
 
 def _unpack(arrays: Mapping[str, npt.NDArray[Any]]) -> Statistics:
+    return Statistics(
+        images=int(arrays["images"]),
+        **{kind: dict(_unpack_vectors(kind, arrays)) for kind in _VECTORS},
+        histograms=_unpack_histograms(arrays) if "counts" in arrays else {},
+    )
+
+
+def _pack_histograms(histograms: Mapping[str, Histogram]) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "bounds": np.array([[h.minimum, h.maximum, h.width] for h in histograms.values()]),
+        "counts": np.stack([[h.positive, h.negative] for h in histograms.values()]),
+        "names": np.array(list(histograms)),
+        "zeros": np.array([h.zeros for h in histograms.values()], np.int64),
+    }
+
+
+def _unpack_histograms(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Histogram]:
     histograms = {}
     rows = zip(arrays["names"], arrays["bounds"], arrays["counts"], arrays["zeros"], strict=True)
     for name, (minimum, maximum, width), (positive, negative), zeros in rows:
@@ -172,12 +205,7 @@ def _unpack(arrays: Mapping[str, npt.NDArray[Any]]) -> Statistics:
         histogram.width, histogram.zeros = float(width), int(zeros)
         histogram.positive, histogram.negative = positive, negative
         histograms[str(name)] = histogram
-    return Statistics(
-        images=int(arrays["images"]),
-        histograms=histograms,
-        means=dict(_unpack_vectors("means", arrays)),
-        peaks=dict(_unpack_vectors("peaks", arrays)),
-    )
+    return histograms
 
 
 def _pack_vectors(

@@ -23,7 +23,11 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: The file is no valid ONNX file.
     """
-    model = load_graph(path)
+    return describe_model(load_graph(path))
+
+
+def describe_model(model: ir.Model) -> dict[str, Any]:
+    """Describe a model that was read; see `describe`."""
     layers = [_layer(node) for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
     macs = sum(layer["macs"] for layer in layers)
     integer = sum(layer["macs"] for layer in layers if layer["precision"] == "int8")

@@ -57,14 +57,14 @@ def equalize(model: Path, out: Path, statistics: Statistics) -> dict[str, Any] |
     graph_model = load_graph(model)
     scaled: dict[str, npt.NDArray[np.float64]] = {}
     for region in find_regions(graph_model):
-        peaks = np.concatenate([statistics.peaks[name] for name in region.sources])
+        peaks = np.concatenate([statistics.peaks(name) for name in region.sources])
         typical = float(np.median(peaks[peaks > 0.0])) if peaks.any() else 0.0
         for name in region.sources:
             writer = _writer(graph_model.graph, name)
             readers = None if writer is None else _readers(writer.outputs[0], 0)
             if writer is None or not readers:
                 continue
-            factors = _factors(statistics.peaks[name].astype(np.float64), typical, readers)
+            factors = _factors(statistics.peaks(name).astype(np.float64), typical, readers)
             if (factors != 1.0).any():
                 _divide_outputs(writer, factors)
                 for reader in readers:

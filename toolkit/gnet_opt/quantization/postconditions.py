@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gnet_opt.errors import ModelError
-from gnet_opt.quantization.describe import describe
+from gnet_opt.quantization.describe import describe_model
 from gnet_opt.quantization.graph import (
     constant,
     is_dequantized,
@@ -53,7 +53,8 @@ def check(path: Path, scheme: Scheme, keep_float: Collection[str] = ()) -> dict[
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is no valid ONNX model: {error}") from error
-    graph = load_graph(path).graph
+    model = load_graph(path)
+    graph = model.graph
     layers = [node for node in graph if _is_compute(node)]
     nodes = [node for node in layers if node.name not in keep_float]
     for node in layers:
@@ -69,7 +70,7 @@ def check(path: Path, scheme: Scheme, keep_float: Collection[str] = ()) -> dict[
             bias = constant(node.inputs[2])
             float_bias = bias is not None and bias.dtype == np.float32
             _require(float_bias, node, "its bias is not a float constant", path)
-    described = describe(path)
+    described = describe_model(model)
     shared = sum(_check_shared(node, path) for node in graph if passes_through(node))
     return {
         "conv": sum(node.op_type == "Conv" for node in nodes),

@@ -1,4 +1,4 @@
-"""From a histogram to a range, and from a range to a scale and a zero point."""
+"""From what calibration saw to a range, and from a range to a scale and a zero point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gnet_opt.quantization.statistics import Histogram
+from gnet_opt.quantization.statistics import Bounds, Histogram
 from gnet_opt.target import Scheme
 
 PERCENTILE = 99.999
@@ -35,9 +35,9 @@ class Affine:
     dtype: str
 
 
-def minmax(histogram: Histogram, scheme: Scheme) -> Range:
+def minmax(bounds: Bounds, scheme: Scheme) -> Range:
     """Everything that was seen."""
-    return _range(histogram, 1.0, scheme)
+    return _range(bounds, 1.0, scheme)
 
 
 def percentile(histogram: Histogram, scheme: Scheme, kept: float = PERCENTILE) -> Range:
@@ -83,13 +83,13 @@ def entropy(histogram: Histogram, scheme: Scheme) -> Range:
     return _cut(histogram, threshold * histogram.width)
 
 
-METHODS: dict[str, Callable[[Histogram, Scheme], Range]] = {
+BY_HISTOGRAM: dict[str, Callable[[Histogram, Scheme], Range]] = {
     "entropy": entropy,
     "lp": lp,
-    "minmax": minmax,
     "mse": mse,
     "percentile": percentile,
 }
+"""The methods that go by how often values occur: all but `minmax`."""
 
 
 def affine(chosen: Range, scheme: Scheme) -> Affine:
@@ -117,8 +117,8 @@ def _cut(histogram: Histogram, bound: float) -> Range:
     )
 
 
-def _range(histogram: Histogram, fraction: float, scheme: Scheme) -> Range:
-    low, high = min(0.0, histogram.minimum), max(0.0, histogram.maximum)
+def _range(bounds: Bounds, fraction: float, scheme: Scheme) -> Range:
+    low, high = min(0.0, bounds.minimum), max(0.0, bounds.maximum)
     if scheme.symmetric:
         bound = max(-low, high)
         low, high = (-bound if low < 0.0 else 0.0), bound
@@ -138,11 +138,12 @@ def _search(histogram: Histogram, scheme: Scheme, exponent: float) -> Range:
         return Range(low=0.0, high=0.0)
 
     def cost(fraction: float) -> float:
-        return _error(histogram, affine(_range(histogram, fraction, scheme), scheme), exponent)
+        chosen = _range(histogram.bounds, fraction, scheme)
+        return _error(histogram, affine(chosen, scheme), exponent)
 
     best = min(np.linspace(0.05, 1.0, 39), key=cost)
     fine = np.linspace(best - 0.024, min(1.0, best + 0.024), 25)
-    return _range(histogram, float(min(fine, key=cost)), scheme)
+    return _range(histogram.bounds, float(min(fine, key=cost)), scheme)
 
 
 def _divergence(counts: npt.NDArray[np.float64], bins: int, levels: int) -> float:

@@ -19,6 +19,11 @@ SQNR of the logits in dB by minmax, lp and mse, calibrated on 100 pictures (the 
 """
 
 
+def needs_histograms(method: str) -> bool:
+    """Whether a method, or the choice of one, goes by how often values occur."""
+    return method != "minmax"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What can be chosen without asking the target.

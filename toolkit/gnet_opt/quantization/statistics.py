@@ -13,6 +13,18 @@ BINS = 4096
 bins are in use, the number TensorRT's entropy calibration works with."""
 
 
+_BLOCK = 1 << 15
+"""Values that are counted at a time: what is computed on the way stays in the CPU's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The smallest and the largest value that a tensor had."""
+
+    minimum: float
+    maximum: float
+
+
 class Histogram:
     """A histogram whose range grows with the data, in one pass and without storing values.
 
@@ -87,19 +99,27 @@ class Histogram:
             self.negative += self._count(-flat[flat < 0.0])
             flat = flat[flat >= 0.0]
         counts = self._count(flat)
-        zeros = flat.size - int(np.count_nonzero(flat))
+        zeros = int(np.count_nonzero(flat == 0.0))
         counts[0] -= zeros
         self.zeros += zeros
         self.positive += counts
+
+    @property
+    def bounds(self) -> Bounds:
+        """The smallest and the largest value seen."""
+        return Bounds(minimum=self.minimum, maximum=self.maximum)
 
     def centres(self) -> npt.NDArray[np.float64]:
         """The centre of each bin, as a magnitude."""
         return (np.arange(BINS, dtype=np.float64) + 0.5) * self.width
 
     def _count(self, magnitudes: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        # Multiplying by a power of two is exact, so the bin is the true one.
-        bins = (magnitudes * np.float32(1.0 / self.width)).astype(np.intp)
-        return np.bincount(bins, minlength=BINS)
+        counts = np.zeros(BINS, np.int64)
+        for first in range(0, magnitudes.size, _BLOCK):
+            # Multiplying by a power of two is exact, so the bin is the true one.
+            bins = magnitudes[first : first + _BLOCK] * np.float32(1.0 / self.width)
+            counts += np.bincount(bins.astype(np.intp), minlength=BINS)
+        return counts
 
     def _cover(self, bound: float) -> None:
         """Widen the bins until `bound` falls into the last one or below."""
@@ -124,39 +144,55 @@ def _in_pairs(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What calibration saw: all that any method needs, so that methods can be tried without a
-    second pass over the pictures.
+    """What calibration saw: all that the methods need, so that they can be tried without a second
+    pass over the pictures.
 
     Attributes:
         images: How many pictures.
-        histograms: The values of each tensor that decides a range, by the tensor's name.
-        means: The mean of each channel of a Conv's or Gemm's data input, float64 of shape
-            (channels,), by the tensor's name.
-        peaks: The largest magnitude in each channel of the tensors that decide a range, float32
-            of shape (channels,), by the tensor's name.
+        lows: The smallest value in each channel of the tensors that decide a range, float32 of
+            shape (channels,), by the tensor's name.
+        highs: The largest.
+        sums: The mean of each channel of a Conv's or Gemm's data input, summed up over the
+            pictures, float64 of shape (channels,), by the tensor's name.
+        histograms: The values of the tensors that decide a range, by the tensor's name; empty
+            where they were not asked for, which leaves the method minmax.
     """
 
     images: int
+    lows: Mapping[str, npt.NDArray[np.float32]]
+    highs: Mapping[str, npt.NDArray[np.float32]]
+    sums: Mapping[str, npt.NDArray[np.float64]]
     histograms: Mapping[str, Histogram]
-    means: Mapping[str, npt.NDArray[np.float64]]
-    peaks: Mapping[str, npt.NDArray[np.float32]]
 
-    def of(self, tensors: Iterable[str]) -> Histogram:
+    def bounds(self, tensors: Iterable[str]) -> Bounds:
+        """The smallest and the largest value of several tensors together."""
+        names = list(tensors)
+        return Bounds(
+            minimum=min(float(self.lows[name].min()) for name in names),
+            maximum=max(float(self.highs[name].max()) for name in names),
+        )
+
+    def histogram(self, tensors: Iterable[str]) -> Histogram:
         """The values of several tensors together."""
         return Histogram.merged(self.histograms[name] for name in tensors)
 
+    def mean(self, tensor: str) -> npt.NDArray[np.float64]:
+        """The mean of each channel."""
+        return self.sums[tensor] / self.images
+
+    def peaks(self, tensor: str) -> npt.NDArray[np.float32]:
+        """The largest magnitude in each channel."""
+        return np.maximum(self.highs[tensor], -self.lows[tensor])
+
     def merged(self, other: Statistics) -> Statistics:
         """What calibration would have seen of both sets of pictures of one model."""
-        images = self.images + other.images
         return Statistics(
-            images=images,
+            images=self.images + other.images,
+            lows={name: np.minimum(low, other.lows[name]) for name, low in self.lows.items()},
+            highs={name: np.maximum(high, other.highs[name]) for name, high in self.highs.items()},
+            sums={name: total + other.sums[name] for name, total in self.sums.items()},
             histograms={
                 name: Histogram.merged((seen, other.histograms[name]))
                 for name, seen in self.histograms.items()
             },
-            means={
-                name: (mean * self.images + other.means[name] * other.images) / images
-                for name, mean in self.means.items()
-            },
-            peaks={name: np.maximum(peak, other.peaks[name]) for name, peak in self.peaks.items()},
         )

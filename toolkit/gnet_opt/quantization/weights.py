@@ -58,19 +58,11 @@ def quantize_weight(
         pairs = _pair_sums(weight.astype(np.float64))
         pairs = pairs.max(axis=1) if scheme.per_channel else pairs.max()
         steps = np.maximum(steps, pairs / LARGEST_PAIR)
-    best = _round(weight, steps, scheme)
-    if not search:
-        return best
-    integers, scales = best.integers.copy(), best.scales.copy()
-    least = _squared_error(weight, best, axes)
-    for fraction in _FRACTIONS[1:]:
-        tried = _round(weight, steps * fraction, scheme)
-        error = _squared_error(weight, tried, axes)
-        better = error < least
-        least = np.where(better, error, least)
-        scales = np.where(better, tried.scales, scales)
-        integers = np.where(_shaped(better, weight.ndim), tried.integers, integers)
-    return QuantizedWeight(integers=integers, scales=np.asarray(scales, np.float32))
+    if search:
+        steps = steps * _best_fractions(weight, steps, scheme, axes)
+    scales = _usable(steps)
+    integers = _integers(weight / _shaped(scales, weight.ndim), scheme)
+    return QuantizedWeight(integers=integers.astype(np.int8), scales=scales)
 
 
 def largest_pair(integers: npt.NDArray[np.int8]) -> int:
@@ -78,24 +70,37 @@ def largest_pair(integers: npt.NDArray[np.int8]) -> int:
     return int(_pair_sums(integers.astype(np.float64)).max())
 
 
-def _round(
-    weight: npt.NDArray[np.float32], steps: npt.NDArray[np.float64], scheme: Scheme
-) -> QuantizedWeight:
+def _usable(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Scales that a runtime takes."""
     scales = steps.astype(np.float32)
     # A runtime refuses a scale of zero, and a subnormal one would overflow in weight / scale.
-    scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1.0))
+    return np.asarray(
+        np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1.0)), np.float32
+    )
+
+
+def _integers(scaled: npt.NDArray[np.float32], scheme: Scheme) -> npt.NDArray[np.float32]:
+    """The nearest integers that the scheme allows, still as floats."""
     largest = LARGEST[scheme.weight_bits]
-    integers = np.clip(np.rint(weight / _shaped(scales, weight.ndim)), -largest, largest)
+    integers = np.clip(np.rint(scaled), -largest, largest)
     if scheme.saturating_pairs and scheme.weight_bits == 8:
         integers = _fit_pairs(integers)
-    return QuantizedWeight(integers=integers.astype(np.int8), scales=np.asarray(scales, np.float32))
+    return integers
 
 
-def _squared_error(
-    weight: npt.NDArray[np.float32], made: QuantizedWeight, axes: tuple[int, ...] | None
+def _best_fractions(
+    weight: npt.NDArray[np.float32],
+    steps: npt.NDArray[np.float64],
+    scheme: Scheme,
+    axes: tuple[int, ...] | None,
 ) -> npt.NDArray[np.float64]:
-    difference = made.dequantized().astype(np.float64) - weight
-    return np.asarray(np.sum(difference**2, axis=axes))
+    """For each scale the share of its full range with the least squared error, the largest such."""
+    scaled = weight / _shaped(_usable(steps), weight.ndim)
+    errors = []
+    for fraction in _FRACTIONS.astype(np.float32):
+        error = _integers(scaled / fraction, scheme) * fraction - scaled
+        errors.append(np.square(error).sum(axis=axes))
+    return np.asarray(_FRACTIONS[np.argmin(errors, axis=0)])
 
 
 def _shaped(values: npt.NDArray[_T], dimensions: int) -> npt.NDArray[_T]:
@@ -132,7 +137,7 @@ def _pair_sums(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate(sums, axis=1)
 
 
-def _fit_pairs(integers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _fit_pairs(integers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Take from the larger weight of a pair what puts it over the limit.
 
     That is 1 at most by rounding, and more where a search has clipped the scale.

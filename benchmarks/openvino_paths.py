@@ -28,11 +28,12 @@ import numpy as np
 from gnet_opt import backends, paths, target
 from gnet_opt.backends.openvino import import_quietly
 from gnet_opt.bench import latency
+from gnet_opt.bench.process import Subject
 from gnet_opt.files import dump_json, write_text
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
-from gnet_opt.quantization import quantize
+from gnet_opt.quantization import calibrate, quantize
 from gnet_opt.runtime import Artifact
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module, load
@@ -84,7 +85,8 @@ def our_path(
     """Float and INT8 as `gnet-opt quantize` makes them."""
     float_file, int8_file = folder / "float.onnx", folder / "int8.onnx"
     prepare(model, np.stack(inputs[:4]), float_file)
-    quantize(float_file, int8_file, inputs, device.scheme)
+    seen = calibrate(float_file, inputs, histograms=False)
+    quantize(float_file, int8_file, seen, device.scheme)
     made = {}
     for name, file in (("our float", float_file), ("our INT8", int8_file)):
         where = folder / name.replace(" ", "-")
@@ -112,7 +114,7 @@ def measure(
         variants = {**our_path(model, inputs, ours, device), **usual_path(model, inputs, usual)}
         report = latency.measure(
             [
-                latency.Subject(name=name, artifact=artifact, resolve="gnet_opt.backends:get")
+                Subject(name=name, artifact=artifact, resolve="gnet_opt.backends:get")
                 for name, artifact in variants.items()
             ],
             inputs[0][None],

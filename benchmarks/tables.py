@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,8 @@ def quantizers_accuracy(network: dict[str, Any]) -> str:
 def quantizers_speed(network: dict[str, Any]) -> str:
     """Latency of every quantizer's result, and what it took to make it, in Markdown."""
     lines = [
-        "| made by | OpenVINO p50 | ONNX Runtime p50 | quantized in | whole process | peak memory "
-        "| file |",
+        "| made by | OpenVINO: p50, times ours | ONNX Runtime: p50, times ours | quantized in "
+        "| whole process | peak memory | file |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in network["variants"]:
@@ -167,7 +168,8 @@ def quantizers_short(result: dict[str, Any]) -> str:
     """The README's table: every tool at its best, and ours."""
     lines = [
         "| network | made by | SQNR by reference semantics "
-        "| OpenVINO: top-1 [95 %], agreement, SQNR | limited to AVX2: top-1, SQNR | OpenVINO p50 |",
+        "| OpenVINO: top-1 [95 %], agreement, SQNR | limited to AVX2: top-1, SQNR "
+        "| OpenVINO: p50, times ours |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for network in result["networks"].values():
@@ -243,14 +245,15 @@ def quantizers_conditions(result: dict[str, Any], source: str) -> str:
         for row in network["latency"]["results"].values()
     ]
     if rows:
-        counts, spread = [row["n"] for _, row in rows], max(row["spread"] for _, row in rows)
+        counts = [row["n"] for _, row in rows]
+        spread = max(_middle_half(row["rounds_ms"]) for _, row in rows)
         threads, rounds = rows[0][0]["threads"], rows[0][0]["rounds"]
         sittings = rows[0][0]["sittings"]
         text += (
             f" Latency: batch 1, {threads} thread{'s' if threads > 1 else ''}, {rounds} "
             f"interleaved rounds in {sittings} sittings, in each of which every result has a new "
-            f"process of its own, n = {min(counts)} to "
-            f"{max(counts)}, spread of rounds at most {100 * spread:.0f} %."
+            f"process of its own, n = {min(counts)} to {max(counts)}, the middle half of the "
+            f"rounds within {100 * spread:.0f} %; ratios are medians over rounds."
         )
     return f"{text} Source: [`{source}`]({source})."
 
@@ -315,9 +318,22 @@ def _sqnr(measured: dict[str, Any] | None) -> str:
 
 
 def _p50(network: dict[str, Any], name: str, runtime: str) -> str:
+    """The median time, and the median over rounds of its ratio to that of our `cpu` bundle."""
     results = network["latency"]["results"] if network["latency"] else {}
-    row = results.get(f"{name} by {runtime}")
-    return f"{row['p50_ms']:.1f} ms" if row else "–"
+    row, ours = (results.get(f"{subject} by {runtime}") for subject in (name, "ours-cpu"))
+    if row is None:
+        return "–"
+    text = f"{row['p50_ms']:.2f} ms"
+    if ours is None:
+        return text
+    ratios = [a / b for a, b in zip(row["rounds_ms"], ours["rounds_ms"], strict=True)]
+    return f"{text}, {statistics.median(ratios):.2f}"
+
+
+def _middle_half(rounds: Sequence[float]) -> float:
+    """The distance of the quartiles of the rounds' medians, relative to the median of all."""
+    low, middle, high = statistics.quantiles(rounds, n=4, method="inclusive")
+    return (high - low) / middle
 
 
 def _range(value: dict[str, float]) -> str:

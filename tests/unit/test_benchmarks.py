@@ -378,7 +378,8 @@ def result() -> dict[str, Any]:
             },
         ],
     }
-    timed = {"n": 40, "p50_ms": 3.84, "spread": 0.031}
+    timed = {"n": 40, "p50_ms": 3.84, "rounds_ms": [3.8, 3.84, 3.9]}
+    slower = {"n": 9, "p50_ms": 7.68, "rounds_ms": [7.6, 7.68, 9.9]}
     return {
         "created": "2026-11-25T10:00:00+00:00",
         "machine": {"cores": 2, "cpu": "CPU 9", "instructions": ["avx2", "avx512_vnni"]},
@@ -391,7 +392,7 @@ def result() -> dict[str, Any]:
                 "latency": {
                     "results": {
                         "ours-cpu by openvino": timed,
-                        "float by openvino": {**timed, "n": 9},
+                        "float by openvino": slower,
                     },
                     "rounds": 9,
                     "sittings": 3,
@@ -423,9 +424,9 @@ class TestTables:
         lines = tables.quantizers_speed(result["networks"]["bvlc"]).splitlines()
 
         assert len({line.count("|") for line in lines}) == 1
-        assert lines[2] == "| float32 | 3.8 ms | – | – | – | – | 28.0 MB |"
+        assert lines[2] == "| float32 | 7.68 ms, 2.00 | – | – | – | – | 28.0 MB |"
         assert lines[-1] == (
-            "| **gnet-opt, `x86-vnni`** | 3.8 ms | – | 20.6 s | 25.0 s | 0.90 GB | 7.2 MB |"
+            "| **gnet-opt, `x86-vnni`** | 3.84 ms, 1.00 | – | 20.6 s | 25.0 s | 0.90 GB | 7.2 MB |"
         )
         assert not any("ModelOpt" in line for line in lines)
 
@@ -465,7 +466,7 @@ class TestTables:
             "ONNX Runtime 1.32.0, NNCF 3.4.0, ModelOpt 0.47.0. bvlc-googlenet: 100 pictures to "
             "calibrate, 400 others to evaluate. Latency: batch 1, 1 thread, 9 interleaved rounds "
             "in 3 sittings, in each of which every result has a new process of its own, n = 9 to "
-            "40, spread of rounds at most 3 %. "
+            "40, the middle half of the rounds within 15 %; ratios are medians over rounds. "
             "Source: [`benchmarks/results/quantizers-x.json`]"
             "(benchmarks/results/quantizers-x.json)."
         ) in text

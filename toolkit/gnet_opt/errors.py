@@ -49,7 +49,7 @@ class BackendError(GnetOptError):
 
 
 class GateFailedError(GnetOptError):
-    """The result was measured and is worse than the budget allows."""
+    """The result was measured and is worse than the budget allows, or a linter found errors."""
 
     exit_code = 8
 

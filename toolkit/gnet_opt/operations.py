@@ -196,19 +196,47 @@ def inspect(path: Path) -> dict[str, Any]:
         IntegrityError: The bundle is damaged.
         ModelError: The file is no ONNX file.
     """
-    require("onnx_ir", "build", "look into an ONNX file")
+    model = _portable_model(path)
     from gnet_opt.quantization.describe import describe
 
-    if path.is_dir():
-        bundle = Bundle.open(path)
-        bundle.check()
-        long = ("artifacts", "facts", "labels", "notes")
-        summary = {key: value for key, value in bundle.manifest.items() if key not in long}
-        artifacts = bundle.manifest["artifacts"]
-        return {"artifacts": artifacts, "bundle": summary, "model": describe(bundle.model)}
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist. Pass an ONNX file or a bundle.")
-    return {"artifacts": None, "bundle": None, "model": describe(path)}
+    if not path.is_dir():
+        return {"artifacts": None, "bundle": None, "model": describe(model)}
+    bundle = Bundle.open(path)
+    long = ("artifacts", "facts", "labels", "notes")
+    summary = {key: value for key, value in bundle.manifest.items() if key not in long}
+    artifacts = bundle.manifest["artifacts"]
+    return {"artifacts": artifacts, "bundle": summary, "model": describe(model)}
+
+
+def lint(path: Path, rules: str) -> dict[str, Any]:
+    """Name every form in a bundle's portable model or an ONNX file that a runtime does not like.
+
+    Args:
+        path: A bundle, or an ONNX file of any tool.
+        rules: Whose rules, as `gnet_opt.quantization.lint` knows them.
+
+    Returns:
+        `findings` (`gnet_opt.quantization.lint.Finding.to_dict`), how many `errors` and `slow`
+        forms are among them, the `file`, whether it is `quantized` at all, and the `rules`.
+
+    Raises:
+        ConfigError: There are no such rules.
+        IntegrityError: The bundle is damaged.
+        MissingDependencyError: What reads an ONNX file is not installed.
+        ModelError: The file is no ONNX file.
+    """
+    model = _portable_model(path)
+    from gnet_opt.quantization import lint as linter
+
+    findings = linter.lint(model, rules)
+    return {
+        "errors": sum(finding.severity == "error" for finding in findings),
+        "file": str(model),
+        "findings": [finding.to_dict() for finding in findings],
+        "quantized": linter.is_quantized(model),
+        "rules": rules,
+        "slow": sum(finding.severity == "slow" for finding in findings),
+    }
 
 
 def inspect_layers(
@@ -274,6 +302,18 @@ def build_probe() -> dict[str, Any]:
     """Which packages of the extra `build` are missing, without importing any."""
     missing = [name for name in _BUILD_MODULES if find_spec(name) is None]
     return {"install": 'pip install "gnet-opt[build]"' if missing else "", "missing": missing}
+
+
+def _portable_model(path: Path) -> Path:
+    """The ONNX file of a bundle, all of whose files are checked, or the file that `path` is."""
+    require("onnx_ir", "build", "look into an ONNX file")
+    if path.is_dir():
+        bundle = Bundle.open(path)
+        bundle.check()
+        return bundle.model
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist. Pass an ONNX file or a bundle.")
+    return path
 
 
 def _backend_of(bundle: Bundle) -> Backend:

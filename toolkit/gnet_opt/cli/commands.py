@@ -399,14 +399,24 @@ def evaluate(
 @click.option(
     "--layers", is_flag=True, help="Run it, and show what each layer costs on this machine."
 )
+@click.option(
+    "--lint",
+    "rules",
+    type=click.Choice(["tensorrt"]),
+    help="Name every form that this runtime refuses or slows on; exit with 8 if it refuses one.",
+)
 @_threads
 @_common
-def inspect(path: Path, layers: bool, threads: int | None, output: Output) -> None:
+def inspect(
+    path: Path, layers: bool, rules: str | None, threads: int | None, output: Output
+) -> None:
     """Show what is in an ONNX file or a bundle."""
     from gnet_opt import operations
     from gnet_opt.cli import render
-    from gnet_opt.errors import ConfigError, IntegrityError
+    from gnet_opt.errors import ConfigError, GateFailedError, IntegrityError
 
+    if rules and layers:
+        raise ConfigError("--lint reads the file and --layers runs it: pass one of them.")
     if layers:
         timed = operations.inspect_layers(path, threads=threads, progress=output.progress)
         for note in timed["notes"]:
@@ -417,6 +427,15 @@ def inspect(path: Path, layers: bool, threads: int | None, output: Output) -> No
         raise ConfigError(
             "--threads says how layers are timed: pass --layers, too, or leave it out."
         )
+    if rules:
+        linted = operations.lint(path, rules)
+        output.result(linted, *render.findings(linted))
+        if linted["errors"]:
+            raise GateFailedError(
+                f"{linted['file']} has {linted['errors']} of the forms that {rules} refuses or "
+                "computes otherwise. Mend what the findings call an error, and lint it again."
+            )
+        return
     found = operations.inspect(path)
     model = found["model"]
     shown: list[Any] = []

@@ -261,6 +261,24 @@ def executed(report: Mapping[str, Any]) -> list[Any]:
     return shown
 
 
+def findings(linted: Mapping[str, Any]) -> list[Table | str]:
+    """What the linter found, a row each, and what it amounts to in a sentence."""
+    if not linted["quantized"]:
+        return [
+            f"{linted['file']} holds no quantization: it is a float model, and there is nothing "
+            "to lint."
+        ]
+    if not linted["findings"]:
+        return [f"No rule of {linted['rules']} is broken in {linted['file']}."]
+    columns = ("severity", "rule", "node", "problem", "mend")
+    rows = [[finding[key] or "(file)" for key in columns] for finding in linted["findings"]]
+    return [
+        listing("findings", columns, rows),
+        f"Errors (refused, or computed otherwise than the file says): {linted['errors']}. "
+        f"Slow (built, but not in INT8 or with copies): {linted['slow']}.",
+    ]
+
+
 def figures(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table with figures to the right and text to the left."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")

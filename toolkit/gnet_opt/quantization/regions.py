@@ -59,6 +59,9 @@ def load_graph(path: Path) -> ir.Model:
         model = ir.load(path, format="protobuf")  # whatever the suffix says
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as ONNX ({error}). Export it again.") from error
+    except ir.serde.SerdeError as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"{path} is no valid ONNX file ({cause}). Export it again.") from error
     except Exception as error:
         # protobuf's DecodeError derives from Exception alone and moved between its versions.
         if type(error).__name__ != "DecodeError":

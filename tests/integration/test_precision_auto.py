@@ -352,7 +352,43 @@ def test_no_pictures_to_measure_on(world: World, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     manifest = Bundle.open(tmp_path / "b").manifest
     assert (manifest["precision"], manifest["accuracy"]) == ("int8", None)
-    assert [row["accuracy"] for row in manifest["decision"]["candidates"]] == [None, None]
+    rows = manifest["decision"]["candidates"]
+    assert [row["precision"] for row in rows] == ["int8", "fp16", "fp32"]
+    assert [row["accuracy"] for row in rows] == [None, None, None]
+
+
+def test_fp16_ships_where_a_target_has_no_int8(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer, "measure", forbidden)
+    out = tmp_path / "b"
+    auto = ["--precision", "auto", "-t", "jetson-nano", "-o", out]
+    done = quantize(world.ruined, world, world.ruined_evaluation, *auto)
+    assert done.code == 0, done.err
+    manifest = Bundle.open(out).manifest
+    assert manifest["precision"] == "fp16"
+    rows = manifest["decision"]["candidates"]
+    assert [(row["precision"], row["ships"]) for row in rows] == [("fp16", True), ("fp32", False)]
+    assert manifest["decision"]["reason"] == (
+        "FP16 ships: the first within the budget; latency cannot be measured on this machine."
+    )
+    assert "calibrate" not in manifest["facts"]
+
+
+def test_fp16_that_overflows_is_left_out(world: World, tmp_path: Path) -> None:
+    """The first channel of `wrecked`'s input goes beyond 65504."""
+    nano = ["-t", "jetson-nano", "-o", tmp_path / "b", "--precision"]
+    asked = quantize(world.wrecked, world, world.wrecked_evaluation, *nano, "fp16")
+    assert asked.code == 7
+    why = asked.err.splitlines()[-1].removeprefix("gnet-opt: ")
+    assert "gives logits that are not finite" in why
+    assert why.endswith("FP16 ends at 65504; --precision fp32 has room for larger values.")
+    done = quantize(world.wrecked, world, world.wrecked_evaluation, *nano, "auto")
+    assert done.code == 0, done.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest["precision"] == "fp32"
+    assert f"FP16 on tensorrt was left out: {why}" in manifest["notes"]
+    assert [row["precision"] for row in manifest["decision"]["candidates"]] == ["fp32"]
 
 
 # --- the full network ----------------------------------------------------------------------------

@@ -405,9 +405,14 @@ def test_ones_own_model_needs_ones_own_calibration(world: World, tmp_path: Path)
             "path to a TOML file of your own works too.",
         ),
         (
-            ["-t", "jetson", "--precision", "fp16"],
-            "The target jetson-orin-nano has no fp16; it has int8, fp32. "
-            "Choose one of them with --precision.",
+            ["-t", "jetson-nano"],
+            "The target jetson-nano has no int8. Use --precision fp16 or --precision fp32, or "
+            "another target; `gnet-opt targets` lists what each of them has.",
+        ),
+        (
+            ["-t", "openvino-cpu", "--precision", "fp16"],
+            "The target openvino-cpu has no fp16. Use --precision int8 or --precision fp32, or "
+            "another target; `gnet-opt targets` lists what each of them has.",
         ),
         (["-t", "jetson", "--max-drop", "-1"], "--max-drop is -1.0; it must be at least 0."),
         (["-t", "jetson", "--max-drop", "nan"], "--max-drop is nan; it must be at least 0."),
@@ -619,7 +624,8 @@ def test_a_checkpoint_of_the_full_network(world: World, tmp_path: Path, target: 
 
 def test_every_shipped_target_can_be_planned(world: World, tmp_path: Path) -> None:
     for target in shipped():
-        arguments = ["-t", target.name, "--calibration", world.calibration, "--dry-run", "--json"]
+        sets = ["--calibration", world.calibration, "--dry-run", "--json"]
+        arguments = ["-t", target.name, "--precision", target.precisions[0], *sets]
         done = gnet_opt("quantize", world.small, *arguments, "-o", tmp_path / target.name)
         assert done.code == 0, done.err
         assert done.json["target"] == target.name
@@ -662,23 +668,31 @@ def test_the_method_auto_needs_pictures_to_hold_back(
     assert quantize("--target", "jetson", *fp32).code == 0
 
 
-def test_fp16_is_refused_where_a_target_names_it(
-    quantize: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(("target", "flag"), [("jetson-nano", True), ("jetson-thor", False)])
+def test_fp16(
+    quantize: Callable[..., Any], world: World, tmp_path: Path, target: str, flag: bool
 ) -> None:
-    text = find("jetson").file.read_text(encoding="utf-8")
-    board = tmp_path / "board.toml"
-    board.write_text(re.sub(r"precisions = .*", 'precisions = ["fp16"]', text), encoding="utf-8")
-    for precision, message in (
-        ("fp16", "gnet-opt writes no fp16 models yet. Use --precision int8, fp32 or auto."),
-        (
-            "auto",
-            "The target jetson-orin-nano has neither int8 nor fp32, so --precision auto has "
-            "nothing to choose from. Add one of them to its file.",
-        ),
-    ):
-        done = quantize("--target", board, "--precision", precision, "-o", tmp_path / "b")
-        assert done.code == 2
-        assert done.err.splitlines()[-1] == f"gnet-opt: {message}"
+    out = tmp_path / "b"
+    # Twelve pictures are too few to choose a method by, and here nothing is calibrated.
+    half = ["--precision", "fp16", "--method", "auto"]
+    done = quantize("--target", target, *half, "--json", "-o", out)
+    assert done.code == 0, done.err
+    manifest = done.json["manifest"]
+    assert (manifest["precision"], manifest["scheme"]) == ("fp16", None)
+    assert manifest["facts"]["half"]["float32"] == {"LRN": 1}
+    assert manifest["accuracy"]["semantics"] == "reference"
+    assert manifest["accuracy"]["drop"]["value"] == 0.0
+    assert manifest["accuracy"]["sqnr_db"] > 50.0
+    assert manifest["calibration"]["method"] is None
+    assert (" --fp16 " in manifest["deferred"]["command"]) == flag
+    assert done.json["sizes"]["quantized"] < done.json["sizes"]["float"]
+    assert gnet_opt("verify", out, "--threads", "1").code == 0
+    inspected = gnet_opt("inspect", out).out
+    assert re.search(r"^ *fc +Gemm +fp16", inspected, re.MULTILINE)
+    assert re.search(r"^ *precision +fp16 *$", inspected, re.MULTILINE)
+    images = ["--images", world.evaluation, "--reference", "--json", "--threads", "1"]
+    scored = gnet_opt("evaluate", out, *images).json
+    assert scored["top1"] == manifest["accuracy"]["quantized"]["top1"]
 
 
 def test_the_methods_of_the_command_are_those_of_the_package() -> None:

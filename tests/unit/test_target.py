@@ -58,8 +58,11 @@ def test_a_shipped_file_is_whole(path: Path) -> None:
     assert shown.name == path.stem
     assert shown.backend in backends.names()
     assert shown.summary
-    assert shown.precisions[0] == "int8"
-    assert "fp32" in shown.precisions  # what `--precision auto` falls back to
+    # Maxwell has no INT8 arithmetic; FP16 is for TensorRT alone.
+    integer = [] if shown.name == "jetson-nano" else ["int8"]
+    half = ["fp16"] if shown.backend == "tensorrt" else []
+    # Float is what `--precision auto` falls back to.
+    assert list(shown.precisions) == [*integer, *half, "fp32"]
     for evidence in shown.evidence:
         assert evidence.claim
         assert re.match(r"https://|measured, |Arm |Intel ", evidence.source)
@@ -423,3 +426,31 @@ def test_a_name_that_could_be_a_path_or_a_script(tmp_path: Path, name: str) -> N
     path.write_text(MINIMAL.replace('"board"', f'"{name}"'))
     with pytest.raises(ConfigError, match="a name starts with a letter or digit"):
         Target.read(path)
+
+
+# From NVIDIA's pages, as the evidence of each file names them.
+NVIDIA = {
+    "jetson-agx-orin": ("7.2", "10.16", "3.12", "8.7"),
+    "jetson-nano": ("4.6.1", "8.2.1", "3.6", "5.3"),
+    "jetson-orin-nano": ("7.2", "10.16", "3.12", "8.7"),
+    "jetson-orin-nx": ("7.2", "10.16", "3.12", "8.7"),
+    "jetson-thor": ("7.2", "10.16", "3.12", "11.0"),
+    "jetson-xavier-nx": ("5.1", "8.5.2", "3.8", "7.2"),
+}
+
+
+def test_every_jetson_says_what_it_carries() -> None:
+    shown = {t.name: t for t in shipped() if t.name.startswith("jetson")}
+    assert {
+        name: tuple(
+            t.device[key] for key in ("jetpack", "tensorrt", "python", "compute_capability")
+        )
+        for name, t in shown.items()
+    } == NVIDIA
+    for found in shown.values():
+        # The command depends on the major and the minor version.
+        given = found.options["tensorrt"]
+        assert f"{found.device['tensorrt']}.".startswith(f"{given}.")
+        chosen = [e for e in found.evidence if e.claim.startswith("Chosen for a new install")]
+        assert len(chosen) == 1
+        assert re.match(r"https://(\w+\.)?nvidia\.(com|github\.io)/", chosen[0].source)

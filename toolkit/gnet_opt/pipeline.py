@@ -25,7 +25,7 @@ from gnet_opt.bench import accuracy, latency
 from gnet_opt.bench.process import Subject
 from gnet_opt.bundle import MODEL, Bundle, file_kinds
 from gnet_opt.decision import Figures, decide, refusal
-from gnet_opt.errors import BackendError, GateFailedError, IntegrityError
+from gnet_opt.errors import BackendError, GateFailedError, IntegrityError, ModelError
 from gnet_opt.files import publish, sha256_file, staging_directory
 from gnet_opt.machine import this_machine
 from gnet_opt.planning import Plan
@@ -157,8 +157,7 @@ class _Build:
         chosen = self._decide() if automatic else self._as_asked(job.options.precision)
         candidate = chosen.candidate
         with self._timed("golden"):
-            inputs = job.model.preprocess.normalize(self._pixels)
-            judge = Judge(self._float, list(inputs), job.options.threads)
+            inputs, judge = job.model.preprocess.normalize(self._pixels), self._judge
             outputs = judge.run(candidate.model)
             shipped = judge.verdict(outputs)
             facts["golden"] = self._golden(candidate, inputs, outputs)
@@ -200,7 +199,7 @@ class _Build:
         """The one precision that the user named."""
         scheme = self._job.target.scheme if precision == "int8" else None
         candidate = self._candidate(precision, self._backend, scheme)
-        measured = self._score([candidate])[candidate.name]
+        measured = self._measured(candidate)
         rejected = refusal(candidate.figures(measured), self._job.options.max_drop)
         latency_ = self._time([candidate])
         if latency_ is not None and scheme is not None:
@@ -232,6 +231,17 @@ class _Build:
             else []
         )
         measured = self._score([*integer, *whole])
+        half = []
+        for backend, _ in rivals if "fp16" in target.precisions else []:
+            try:
+                candidate = self._candidate("fp16", backend, None)
+                measured[candidate.name] = self._measured(candidate)
+            except (BackendError, ModelError) as error:
+                if not (integer or whole):
+                    raise
+                self._notes.append(f"FP16 on {backend.name} was left out: {error}")
+            else:
+                half.append(candidate)
         mixed = []
         for candidate in integer:
             if refusal(candidate.figures(measured[candidate.name]), job.options.max_drop):
@@ -244,7 +254,7 @@ class _Build:
                     continue
                 mixed.append(made[0])
                 measured[made[0].name] = made[1]
-        candidates = {c.name: c for c in (*integer, *mixed, *whole)}
+        candidates = {c.name: c for c in (*integer, *mixed, *half, *whole)}
         figures = [c.figures(measured[name]) for name, c in candidates.items()]
         refusals = {f.name: refusal(f, job.options.max_drop) for f in figures}
         within = [name for name, refused in refusals.items() if not refused]
@@ -316,6 +326,12 @@ class _Build:
     # --- one candidate --------------------------------------------------------------------------
 
     @cached_property
+    def _judge(self) -> Judge:
+        """Of the pictures that become golden samples."""
+        inputs = self._job.model.preprocess.normalize(self._pixels)
+        return Judge(self._float, list(inputs), self._job.options.threads)
+
+    @cached_property
     def _quantizer(self) -> Quantizer:
         scratch, tell = self._scratch, self._told.append
         return Quantizer(self._job, self._float, scratch, self._progress, tell)
@@ -333,6 +349,11 @@ class _Build:
         if scheme is not None:
             with self._timed("quantize"):
                 facts = self._quantizer.write(folder / MODEL, scheme, keep_float)
+        elif precision == "fp16":
+            from gnet_opt.quantization.half import write_half
+
+            with self._timed("half"):
+                facts = write_half(self._float, folder / MODEL)
         else:
             shutil.copyfile(self._float, folder / MODEL)
         with self._timed("compile"):
@@ -346,6 +367,19 @@ class _Build:
             facts=facts,
             float_layers=keep_float,
         )
+
+    def _measured(self, candidate: _Candidate) -> Mapping[str, Any] | None:
+        """The accuracy of one candidate; see `_score`."""
+        if candidate.precision != "fp16":
+            return self._score([candidate])[candidate.name]
+        try:
+            # The golden pictures, too, must stay within its range.
+            self._judge(candidate.model)
+            return self._score([candidate])[candidate.name]
+        except BackendError as error:
+            raise BackendError(
+                f"{error} FP16 ends at 65504; --precision fp32 has room for larger values."
+            ) from error
 
     def _score(self, candidates: Sequence[_Candidate]) -> dict[str, Mapping[str, Any] | None]:
         """The accuracy of each, beside the float model; each model in a process of its own."""

@@ -25,8 +25,8 @@ class Options:
     """What a user can choose for a build.
 
     Attributes:
-        precision: `int8`, `fp32`, or `auto`: the fastest of INT8, INT8 with some layers in float,
-            and float that passes the gate.
+        precision: `int8`, `fp16`, `fp32`, or `auto`: the fastest of those that the target has, and
+            of INT8 with some layers in float, that passes the gate.
         method: How ranges are chosen, one of `gnet_opt.quantization.METHODS`, or `auto`: the one
             that measures best on calibration pictures that are held back.
         bias_correction: Whether biases undo the mean error of the rounded weights.
@@ -59,20 +59,14 @@ class Options:
             ConfigError: A value is unknown, out of range or not for this target.
         """
         if self.precision not in (*PRECISIONS, "auto"):
-            raise ConfigError(f"There is no precision {self.precision!r}; use int8, fp32 or auto.")
+            raise ConfigError(
+                f"There is no precision {self.precision!r}; use {', '.join(PRECISIONS)} or auto."
+            )
         if self.precision != "auto" and self.precision not in target.precisions:
+            usable = " or ".join(f"--precision {precision}" for precision in target.precisions)
             raise ConfigError(
-                f"The target {target.name} has no {self.precision}; it has "
-                f"{', '.join(target.precisions)}. Choose one of them with --precision."
-            )
-        if self.precision == "fp16":
-            raise ConfigError(
-                "gnet-opt writes no fp16 models yet. Use --precision int8, fp32 or auto."
-            )
-        if self.precision == "auto" and not {"int8", "fp32"} & set(target.precisions):
-            raise ConfigError(
-                f"The target {target.name} has neither int8 nor fp32, so --precision auto has "
-                "nothing to choose from. Add one of them to its file."
+                f"The target {target.name} has no {self.precision}. Use {usable}, or another "
+                "target; `gnet-opt targets` lists what each of them has."
             )
         if self.method not in (*METHODS, "auto"):
             raise ConfigError(
@@ -165,7 +159,7 @@ def plan(
     notes = list(model.assumptions)
     chosen = calibration.sample(options.samples, options.seed)
     chosen.check_readable()
-    if options.precision != "fp32":
+    if "int8" in (target.precisions if options.precision == "auto" else [options.precision]):
         _check_enough(options.method, len(chosen))
     if len(chosen) < _FEW_IMAGES:
         notes.append(

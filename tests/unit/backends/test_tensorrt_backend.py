@@ -17,6 +17,7 @@ from conformance import models
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.backends.tensorrt import TensorRtBackend, build_command
 from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
+from gnet_opt.quantization.half import write_half
 from gnet_opt.runtime import Deferred
 from gnet_opt.target import Target, find
 
@@ -95,6 +96,10 @@ def test_compile_reads_the_precision_from_the_model(quantized: Path, tmp_path: P
     backend = TensorRtBackend()
     assert "--int8" in backend.compile(quantized, board("8.6"), tmp_path).command
     assert "--int8" not in backend.compile(plain, board("8.6"), tmp_path).command
+    write_half(plain, tmp_path / "half.onnx")
+    command = backend.compile(tmp_path / "half.onnx", board("8.6"), tmp_path).command
+    assert " --fp16 " in command
+    assert "--int8" not in command
     with pytest.raises(BackendError, match=r"nothing\.onnx cannot be read"):
         backend.compile(tmp_path / "nothing.onnx", board("8.6"), tmp_path)
 
@@ -136,13 +141,15 @@ print(layers.count(trt.LayerType.LRN), layers.count(trt.LayerType.CONVOLUTION))
 """
 
 
-@pytest.mark.parametrize("form", ["s8", "float"])
+@pytest.mark.parametrize("form", ["s8", "float", "half"])
 def test_a_strongly_typed_engine_takes_the_lrn_node(
     form: str, quantized: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     plain = models.save(models.float_net(), tmp_path / "float.onnx")
-    model = quantized if form == "s8" else plain
+    model = {"s8": quantized, "float": plain, "half": tmp_path / "half.onnx"}[form]
+    if form == "half":
+        write_half(plain, model)
     command = [sys.executable, "-c", BUILD, str(model)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "1 14\n"), done.stderr
@@ -178,7 +185,8 @@ class TestScript:
         assert done.returncode == 0, done.stderr
         command = build_command(find("jetson"), quantized=True).split()[1:]
         assert done.stdout.split() == [
-            a.replace("model.engine", "model.engine.partial") for a in command
+            a.replace("--saveEngine=model.engine", "--saveEngine=model.engine.partial")
+            for a in command
         ]
         assert (bundle / "model.engine").read_text() == "built\n"
         assert not (bundle / "model.engine.partial").exists()

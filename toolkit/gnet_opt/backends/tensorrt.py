@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from gnet_opt.backends._boundary import probe_package
-from gnet_opt.errors import BackendError, ConfigError, require
+from gnet_opt.backends._half import is_half
+from gnet_opt.backends._trtexec import build_command, build_script
+from gnet_opt.errors import BackendError, require
 from gnet_opt.files import write_text
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, Deferred, FloatArray, Probe, Profile, Runner
 from gnet_opt.target import Target
 
-_MODEL = "model.onnx"
 _ENGINE = "model.engine"
 _SCRIPT = "build_engine.sh"
-_TIMINGS = "model.engine.timing"
 
 
 class TensorRtBackend:
@@ -52,9 +50,10 @@ class TensorRtBackend:
         Raises:
             ConfigError: The target does not say its TensorRT version, or not a known one.
         """
-        command = build_command(target, quantized=_is_quantized(model))
+        quantized, half = _is_quantized(model), is_half(model)
+        command = build_command(target, quantized=quantized, half=half)
         script = out / _SCRIPT
-        write_text(script, _script(command, target))
+        write_text(script, build_script(target, model, quantized=quantized, half=half))
         script.chmod(script.stat().st_mode | 0o111)
         return Deferred(
             backend=self.name,
@@ -104,71 +103,6 @@ class TensorRtBackend:
         """The engine in `folder`, once the device has built it."""
         path = folder / _ENGINE
         return Artifact(backend=self.name, path=path, files=(("tensorrt-engine", path),))
-
-
-def build_command(target: Target, *, quantized: bool) -> str:
-    """The trtexec command that builds the engine, run in the bundle's folder.
-
-    Precision flags by version, from NVIDIA's trtexec: up to 8.x precisions are allowed by flags
-    (`--int8` for a Q/DQ model, and `--fp16` for its float layers); from 9 on the network is
-    strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is the only
-    mode and the flag is gone. `--skipInference` was called `--buildOnly` before 8.6.
-
-    Args:
-        target: Names its TensorRT version in `options.tensorrt`.
-        quantized: Whether the model has Q/DQ nodes.
-
-    Raises:
-        ConfigError: The target does not say its TensorRT version, or not a known one.
-    """
-    given = target.options.get("tensorrt", "")
-    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", str(given))
-    if match is None:
-        raise ConfigError(
-            f"{target.file}: options.tensorrt is {given!r}; it must be the version of TensorRT "
-            'on the device, such as "10.3".'
-        )
-    version = (int(match[1]), int(match[2]))
-    if version < (8, 0):
-        raise ConfigError(
-            f"{target.file}: options.tensorrt is {given!r}, but Q/DQ models need TensorRT 8.0 or "
-            "later. Update the device's JetPack or TensorRT."
-        )
-    if version < (9, 0):
-        precision = ["--int8", "--fp16"] if quantized else []
-    elif version < (11, 0):
-        precision = ["--stronglyTyped"]
-    else:
-        precision = []
-    return shlex.join(
-        [
-            "trtexec",
-            f"--onnx={_MODEL}",
-            f"--saveEngine={_ENGINE}",
-            *precision,
-            "--skipInference" if version >= (8, 6) else "--buildOnly",
-            f"--timingCacheFile={_TIMINGS}",
-        ]
-    )
-
-
-def _script(command: str, target: Target) -> str:
-    """A POSIX shell script that finds trtexec and runs `command` beside the model."""
-    arguments = command.removeprefix("trtexec ").replace(_ENGINE, f"{_ENGINE}.partial")
-    version = target.options["tensorrt"]
-    return f"""#!/bin/sh
-# Builds {_ENGINE} from {_MODEL} on the device. Made for TensorRT {version} ({target.name}).
-set -eu
-cd -- "$(dirname -- "$0")"
-# JetPack and NVIDIA's packages keep trtexec outside PATH.
-trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
-if [ ! -x "$trtexec" ]; then
-    echo "trtexec was not found. Install TensorRT's tools, or set TRTEXEC to its path." >&2
-    exit 3
-fi
-"$trtexec" {arguments}
-mv -- {_ENGINE}.partial {_ENGINE}
-"""
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def gnet_opt() -> None:
     type=click.Choice(["int8", "fp16", "fp32", "auto"]),
     default="int8",
     show_default=True,
-    help="auto: the fastest of INT8, INT8 with layers in float, and float that keeps --max-drop.",
+    help="auto: the fastest within --max-drop of INT8, INT8 with layers in float, FP16 and float.",
 )
 @click.option(
     "--method",

@@ -156,12 +156,13 @@ def provenance(manifest: Mapping[str, Any]) -> Table:
     model, target, scheme = manifest["model"], manifest["target"], manifest["scheme"]
     calibration, accuracy = manifest["calibration"], manifest["accuracy"]
     latency, deferred = manifest["latency"], manifest["deferred"]
+    precision = "float" if manifest["precision"] == "fp32" else manifest["precision"]
     rows = [
         ("model", f"{model['name']} ({model['architecture']}), {model['classes']} classes"),
         ("source", model["source"]),
         ("weights", f"SHA-256 {model['sha256']}"),
         ("target", f"{target['name']}, backend {target['backend']}"),
-        ("precision", f"{manifest['precision']}; {short(scheme)}" if scheme else "float"),
+        ("precision", f"{precision}; {short(scheme)}" if scheme else precision),
         ("preprocess", short(manifest["preprocess"])),
         ("calibration", short({k: v for k, v in calibration.items() if k != "digest"})),
     ]

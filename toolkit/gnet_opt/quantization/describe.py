@@ -52,7 +52,7 @@ def _layer(node: ir.Node) -> dict[str, Any]:
         "name": node.name,
         "operator": node.op_type,
         "parameters": 0 if array is None else int(array.size),
-        "precision": "int8" if quantized else "float",
+        "precision": "int8" if quantized else _float_type(node),
         "scale": None,
         "weight": [] if array is None else list(array.shape),
         "zero_point": None,
@@ -62,6 +62,11 @@ def _layer(node: ir.Node) -> dict[str, Any]:
         layer["scale"] = float(scale.ravel()[0])
         layer["zero_point"] = int(zero.ravel()[0]) if zero is not None else 0
     return layer
+
+
+def _float_type(node: ir.Node) -> str:
+    data = node.inputs[0]
+    return "fp16" if data is not None and data.dtype == ir.DataType.FLOAT16 else "float"
 
 
 def _tensor(value: ir.Value) -> str:

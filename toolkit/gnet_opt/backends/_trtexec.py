@@ -1,0 +1,174 @@
+"""The trtexec command that builds a TensorRT engine, and the script that runs it on the device.
+
+trtexec comes with every TensorRT, so a device needs nothing of ours. Its options differ by version:
+https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html and, for
+what was removed, the migration guides that `build_command` names.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from gnet_opt.errors import ConfigError
+from gnet_opt.files import sha256_file
+from gnet_opt.target import Target
+
+_MODEL = "model.onnx"
+_ENGINE = "model.engine"
+_PARTIAL = f"{_ENGINE}.partial"
+_TIMINGS = f"{_ENGINE}.timing"
+
+
+def build_command(target: Target, *, quantized: bool, half: bool = False) -> str:
+    """The trtexec command that builds the engine, run in the bundle's folder.
+
+    Precision flags by version, from NVIDIA's trtexec: up to 8.x precisions are allowed by flags
+    (`--int8` for a Q/DQ model, and `--fp16` for its float layers or for an FP16 model); from 9 on
+    the network is strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is
+    the only mode and the flags are gone
+    (https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-trtexec.html).
+    `--skipInference` was called `--buildOnly` before 8.6.
+
+    Args:
+        target: Names its TensorRT version in `options.tensorrt`.
+        quantized: Whether the model has Q/DQ nodes.
+        half: Whether it has layers in FP16.
+
+    Raises:
+        ConfigError: The target does not say its TensorRT version, or not a known one.
+    """
+    return shlex.join(["trtexec", *_arguments(_version(target), _ENGINE, quantized, half)])
+
+
+def build_script(target: Target, model: Path, *, quantized: bool, half: bool = False) -> str:
+    """A POSIX shell script that runs `build_command` on the device, beside the model.
+
+    It stops with one sentence where trtexec is missing or of another major version (its options
+    and the form of the model would not fit), and where the model is not the one that the bundle was
+    made with. The engine gets its name when it is complete; whatever ends the build early, a full
+    disk or the kernel's out-of-memory killer too, leaves none that is cut short.
+
+    Args:
+        target: Names its TensorRT version in `options.tensorrt`.
+        model: The file that will be `model.onnx` beside the script.
+        quantized: Whether the model has Q/DQ nodes.
+        half: Whether it has layers in FP16.
+
+    Raises:
+        ConfigError: The target does not say its TensorRT version, or not a known one.
+    """
+    version = _version(target)
+    wanted = f"TensorRT {target.options['tensorrt']} ({target.name})"
+    return _SCRIPT.format(
+        arguments=shlex.join(_arguments(version, _PARTIAL, quantized, half)),
+        engine=_ENGINE,
+        major=version[0],
+        model=_MODEL,
+        partial=_PARTIAL,
+        sha256=sha256_file(model),
+        timings=_TIMINGS,
+        wanted=shlex.quote(wanted),
+    )
+
+
+def _version(target: Target) -> tuple[int, int]:
+    given = target.options.get("tensorrt", "")
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", str(given))
+    if match is None:
+        raise ConfigError(
+            f"{target.file}: options.tensorrt is {given!r}; it must be the version of TensorRT "
+            'on the device, such as "10.3".'
+        )
+    version = (int(match[1]), int(match[2]))
+    if version < (8, 0):
+        raise ConfigError(
+            f"{target.file}: options.tensorrt is {given!r}, but Q/DQ models need TensorRT 8.0 or "
+            "later. Update the device's JetPack or TensorRT."
+        )
+    return version
+
+
+def _arguments(version: tuple[int, int], engine: str, quantized: bool, half: bool) -> list[str]:
+    if version < (9, 0):
+        precision = [*(["--int8"] if quantized else []), *(["--fp16"] if quantized or half else [])]
+    elif version < (11, 0):
+        precision = ["--stronglyTyped"]
+    else:
+        precision = []
+    return [
+        f"--onnx={_MODEL}",
+        f"--saveEngine={engine}",
+        *precision,
+        "--skipInference" if version >= (8, 6) else "--buildOnly",
+        f"--timingCacheFile={_TIMINGS}",
+    ]
+
+
+# Exit codes are those of gnet-opt (`gnet_opt.errors`), or trtexec's own where trtexec failed.
+_SCRIPT = """\
+#!/bin/sh
+# Builds {engine} from {model} on the device, with the trtexec that is there.
+set -eu
+wanted={wanted}
+
+fail() {{
+    printf '%s\\n' "$2" >&2
+    exit "$1"
+}}
+
+# JetPack and NVIDIA's packages keep trtexec outside PATH. A relative path is the caller's.
+trtexec=$(command -v "${{TRTEXEC:-trtexec}}") || trtexec=${{TRTEXEC:-/usr/src/tensorrt/bin/trtexec}}
+case $trtexec in
+    /*) ;;
+    *) trtexec=$PWD/$trtexec ;;
+esac
+case $0 in
+    */*) CDPATH='' cd -- "${{0%/*}}/" ;;
+esac
+if [ ! -f "$trtexec" ] || [ ! -x "$trtexec" ]; then
+    fail 3 "trtexec was not found. Install TensorRT's tools, or set TRTEXEC to its path."
+fi
+
+if [ ! -f {model} ]; then
+    fail 6 "{model} is not beside this script. Copy the whole bundle to the device."
+fi
+if command -v sha256sum >/dev/null; then
+    digest=$(sha256sum <{model})
+    if [ "${{digest%% *}}" != {sha256} ]; then
+        fail 6 "{model} is not the file that this bundle was made with. Copy the bundle again."
+    fi
+fi
+
+# trtexec greets with [TensorRT v8201] for 8.2.1 and, since 10, with [TensorRT v100300] for 10.3.0.
+found=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9.]*\\)\\].*/\\1/p' | sed 1q)
+case $found in
+    *.*) major=${{found%%.*}} ;;
+    ??????*) major=${{found%????}} ;;
+    ????*) major=${{found%???}} ;;
+    *) major= ;;
+esac
+if [ -n "$major" ] && [ "$major" != {major} ]; then
+    fail 2 "trtexec is of TensorRT $major here, but the bundle was made for $wanted. Install \
+TensorRT {major}, or build the bundle again for a target file whose options.tensorrt is the \
+version here."
+fi
+
+# A cache of timings that is cut short would spoil the next build.
+trap 'rm -f {partial} {timings}' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+status=0
+"$trtexec" {arguments} || status=$?
+if [ "$status" -ne 0 ]; then
+    fail "$status" "trtexec failed with exit status $status, and no engine was written. Its last \
+lines say why; 137 means that memory ran out: end other programs or add swap space."
+fi
+if [ ! -s {partial} ]; then
+    fail 7 "trtexec ended well, but wrote no engine. See what it printed."
+fi
+mv -f {partial} {engine}
+trap - EXIT
+"""

@@ -20,7 +20,7 @@ from gnet_opt.target import find
 TARGET = find("openvino-cpu")
 
 # Backends that open an artifact on this machine; the others must say why they do not.
-RUNNABLE = [name for name in backends.names() if name != "tensorrt"]
+RUNNABLE = [name for name in backends.names() if not name.startswith("tensorrt")]
 MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "reference": "onnxruntime"}
 
 # Float: another order of summation (134 dB and more seen). INT8: OpenVINO gives the reference's
@@ -283,7 +283,8 @@ def test_probe_does_not_import_the_runtime(name: str) -> None:
         "import sys; from gnet_opt import backends\n"
         f"probe = backends.get({name!r}).probe()\n"
         "assert probe.available == bool(probe.version) == (not probe.detail), probe\n"
-        "heavy = {'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'torch'} & set(sys.modules)\n"
+        "heavy = {'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'torch'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -384,5 +385,9 @@ def test_who_cannot_profile_says_what_can(name: str, tmp_path: Path) -> None:
     with pytest.raises(BackendError) as caught:
         backend.profile(artifact, models.pictures(1))
     assert str(caught.value).startswith(f"{artifact.path}: ")
-    advice = {"reference": "with the backend onnxruntime.", "tensorrt": "--separateProfileRun."}
+    advice = {
+        "reference": "with the backend onnxruntime.",
+        "tensorrt": "--separateProfileRun.",
+        "tensorrt-rtx": "tensorrt-rtx/latest/performance/benchmarking.html",
+    }
     assert str(caught.value).endswith(advice[name])

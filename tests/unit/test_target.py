@@ -58,9 +58,9 @@ def test_a_shipped_file_is_whole(path: Path) -> None:
     assert shown.name == path.stem
     assert shown.backend in backends.names()
     assert shown.summary
-    # Maxwell has no INT8 arithmetic; FP16 is for TensorRT alone.
+    # Maxwell has no INT8 arithmetic; FP16 is for NVIDIA alone.
     integer = [] if shown.name == "jetson-nano" else ["int8"]
-    half = ["fp16"] if shown.backend == "tensorrt" else []
+    half = ["fp16"] if shown.backend.startswith("tensorrt") else []
     # Float is what `--precision auto` falls back to.
     assert list(shown.precisions) == [*integer, *half, "fp32"]
     for evidence in shown.evidence:
@@ -75,9 +75,9 @@ def test_a_shipped_scheme_is_one_that_its_backend_fuses(path: Path) -> None:
     shown = Target.read(path)
     scheme = shown.scheme
     assert scheme.per_channel
-    if shown.backend == "tensorrt":
+    if shown.backend in ("tensorrt", "tensorrt-rtx"):
         assert (scheme.activations, scheme.symmetric, scheme.weight_bits) == ("s8", True, 8)
-        assert shown.compile == "device"
+        assert shown.compile == ("device" if shown.backend == "tensorrt" else "host")
     else:
         # With s8 symmetric activations the ReLU stays a node and half of the network is float.
         assert (scheme.activations, scheme.symmetric) == ("u8", False)
@@ -122,6 +122,7 @@ def test_names_and_aliases_are_unique() -> None:
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
+        ("geforce-rtx", "rtx"),
         ("jetson", "jetson-orin-nano"),
         ("rpi5", "raspberry-pi-5"),
         ("raspberry-pi-5", "raspberry-pi-5"),

@@ -50,6 +50,7 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
         What was checked, with the measured SQNR in dB.
 
     Raises:
+        BackendError: The model cannot be run here; the message says what was checked before.
         IntegrityError: A file was changed, or an output is not as it must be.
         MissingDependencyError: The runtime is not installed.
     """
@@ -60,8 +61,14 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
     inputs = bundle.preprocess.normalize(samples.pixels)
     name, runtime = open_bundle(bundle, threads=threads)
     foreign = not bundle.deferred and not is_native(bundle)
-    with runtime as runner:
-        measured = samples.replay(runner, inputs, tolerance, name)
+    try:
+        with runtime as runner:
+            measured = samples.replay(runner, inputs, tolerance, name)
+    except BackendError as error:
+        raise BackendError(
+            f"{error} What could be checked is right: {files} files have their SHA-256, and "
+            "pictures are read and resized as at calibration."
+        ) from error
     return {
         "backend": name,
         "deferred": bundle.deferred,

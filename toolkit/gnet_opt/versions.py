@@ -5,7 +5,17 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "pillow", "torch", "torchvision")
+_TOOLS = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "openvino",
+    "pillow",
+    "tensorrt-rtx",
+    "torch",
+    "torchvision",
+)
 
 
 def tools() -> dict[str, str]:

@@ -32,8 +32,8 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         backends.get("OpenVino")
     assert str(caught.value) == (
         "There is no backend 'OpenVino'. Did you mean openvino? Known are onnxruntime, openvino, "
-        "reference, tensorrt; an installed package adds one with an entry point in the group "
-        "gnet_opt.backends."
+        "reference, tensorrt, tensorrt-rtx; an installed package adds one with an entry point in "
+        "the group gnet_opt.backends."
     )
     with pytest.raises(ConfigError, match=r"'zzz'\. Known are"):
         backends.get("zzz")

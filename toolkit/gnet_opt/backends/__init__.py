@@ -23,6 +23,7 @@ BUILT_IN = {
     "openvino": "gnet_opt.backends.openvino:OpenVinoBackend",
     "reference": "gnet_opt.backends.onnxruntime:ReferenceBackend",
     "tensorrt": "gnet_opt.backends.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "gnet_opt.backends.tensorrt_rtx:TensorRtRtxBackend",
 }
 
 

@@ -1,0 +1,106 @@
+"""`--target rtx`: the engine is built here, and run where the GPU is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import content, gnet_opt
+from world import World
+
+from gnet_opt.backends import _engine
+from gnet_opt.bundle import Bundle
+from gnet_opt.files import sha256_file
+
+
+@pytest.fixture
+def built(bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with its engine, on a machine without a GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(_engine, "_DRIVER", "libno-such-driver.so.1")
+    return bundle("rtx")
+
+
+def test_the_bundle_has_its_engine(built: Path) -> None:
+    found = Bundle.open(built)
+    manifest = found.manifest
+    assert manifest["deferred"] is None
+    assert manifest["target"]["backend"] == "tensorrt-rtx"
+    assert manifest["latency"] is None
+    assert manifest["accuracy"]["semantics"] == "reference"
+    assert {entry["path"]: entry["kind"] for entry in manifest["artifacts"]} == {
+        "golden.npz": "golden",
+        "model.engine": "tensorrt-rtx-engine",
+        "model.engine.json": "engine-record",
+        "model.onnx": "onnx",
+    }
+    record = json.loads((built / "model.engine.json").read_text())
+    assert record["model_sha256"] == sha256_file(built / "model.onnx")
+    assert record["engine_sha256"] == sha256_file(built / "model.engine")
+    assert manifest["tools"]["tensorrt-rtx"] == record["version"]
+    done = gnet_opt("compile", built)
+    assert (done.code, " ".join(done.out.split())) == (0, f"{built} is complete already.")
+
+
+def test_verify_says_what_was_checked_and_what_was_not(built: Path) -> None:
+    before = content(built)
+    done = gnet_opt("verify", built)
+    assert (done.code, done.out) == (7, "")
+    assert done.err == (
+        f"gnet-opt: {built / 'model.engine'} was not run: this machine has no NVIDIA GPU that can "
+        "be used (the driver's libno-such-driver.so.1 was not found). Run it on a machine with the "
+        "GPU and its driver. What could be checked is right: 4 files have their SHA-256, and "
+        "pictures are read and resized as at calibration.\n"
+    )
+    assert content(built) == before
+
+
+def test_accuracy_is_that_of_reference_semantics(built: Path, world: World) -> None:
+    done = gnet_opt("evaluate", built, "--images", world.evaluation, "--json")
+    assert done.code == 0
+    assert done.json["semantics"] == "reference"
+    assert done.json["notes"] == ["This machine is not rtx: these are reference semantics."]
+    assert done.json["top1"] == Bundle.open(built).manifest["accuracy"]["quantized"]["top1"]
+
+
+def test_layers_are_not_timed(built: Path) -> None:
+    done = gnet_opt("inspect", built, "--layers")
+    assert (done.code, done.out) == (7, "")
+    assert "does not time the layers of an engine" in done.err
+
+
+@pytest.mark.parametrize(("asked", "ships"), [("auto", "int8"), ("fp16", "fp16"), ("fp32", "fp32")])
+def test_other_precisions(
+    asked: str, ships: str, quantize_arguments: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    more = ["-t", "rtx", "--precision", asked, "-o", tmp_path / "b", "--json"]
+    done = gnet_opt(*quantize_arguments, *more)
+    assert done.code == 0, done.err
+    assert done.json["manifest"]["precision"] == ships
+    assert Bundle.open(tmp_path / "b").check() == 4
+
+
+def test_a_free_batch_is_refused(quantize_arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    done = gnet_opt(
+        *quantize_arguments, "-t", "geforce-rtx", "-o", tmp_path / "b", "--batch", "dynamic"
+    )
+    assert done.code == 7
+    assert done.err.endswith("An engine is built for one shape. Quantize with --batch 1.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_package(
+    quantize_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    done = gnet_opt(*quantize_arguments, "--target", "rtx", "-o", tmp_path / "b")
+    assert (done.code, done.out) == (3, "")
+    assert done.err == (
+        'gnet-opt: tensorrt_rtx is not installed: pip install "gnet-opt[tensorrt-rtx]"\n'
+    )
+    assert list(tmp_path.iterdir()) == []

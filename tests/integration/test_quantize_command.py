@@ -572,7 +572,8 @@ def test_a_signal_in_the_middle(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("float.onnx")):  # prepared, so the work goes on behind it
+        # Prepared, so the work goes on behind it.
+        while not list(tmp_path.glob(".b.partial-*/float.onnx")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)

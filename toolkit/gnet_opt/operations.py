@@ -235,12 +235,13 @@ def lint(path: Path, rules: str) -> dict[str, Any]:
     model = _portable_model(path)
     from gnet_opt.quantization import lint as linter
 
-    findings = linter.lint(model, rules)
+    found = linter.lint(model, rules)
+    findings = found or []
     return {
         "errors": sum(finding.severity == "error" for finding in findings),
         "file": str(model),
         "findings": [finding.to_dict() for finding in findings],
-        "quantized": linter.is_quantized(model),
+        "quantized": found is not None,
         "rules": rules,
         "slow": sum(finding.severity == "slow" for finding in findings),
     }

@@ -157,10 +157,10 @@ class _Build:
         chosen = self._decide() if automatic else self._as_asked(job.options.precision)
         candidate = chosen.candidate
         with self._timed("golden"):
-            inputs, judge = job.model.preprocess.normalize(self._pixels), self._judge
+            judge = self._judge
             outputs = judge.run(candidate.model)
             shipped = judge.verdict(outputs)
-            facts["golden"] = self._golden(candidate, inputs, outputs)
+            facts["golden"] = self._golden(candidate, outputs)
             facts["golden"]["sqnr_db"] = shipped.to_dict()["sqnr_db"]
         if candidate.scheme is not None:
             with self._timed("quantize"):
@@ -326,10 +326,13 @@ class _Build:
     # --- one candidate --------------------------------------------------------------------------
 
     @cached_property
+    def _inputs(self) -> FloatArray:
+        """The pictures that become golden samples."""
+        return self._job.model.preprocess.normalize(self._pixels)
+
+    @cached_property
     def _judge(self) -> Judge:
-        """Of the pictures that become golden samples."""
-        inputs = self._job.model.preprocess.normalize(self._pixels)
-        return Judge(self._float, list(inputs), self._job.options.threads)
+        return Judge(self._float, list(self._inputs), self._job.options.threads)
 
     @cached_property
     def _quantizer(self) -> Quantizer:
@@ -467,20 +470,18 @@ class _Build:
         folder.mkdir()
         return self._backend.compile(self._float, self._job.target, folder)
 
-    def _golden(
-        self, chosen: _Candidate, inputs: FloatArray, outputs: FloatArray
-    ) -> dict[str, Any]:
+    def _golden(self, chosen: _Candidate, outputs: FloatArray) -> dict[str, Any]:
         """Write the golden samples, and hold this machine's runtime to them where it counts."""
         job = self._job
         samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
         samples.write(chosen.folder / golden.FILE)
-        facts: dict[str, Any] = {"images": len(inputs), "runtime_sqnr_db": None}
+        facts: dict[str, Any] = {"images": len(outputs), "runtime_sqnr_db": None}
         if isinstance(chosen.compiled, Artifact) and job.semantics == "native":
             with chosen.backend.open(chosen.compiled, threads=job.options.threads) as runner:
                 tolerance = golden.TOLERANCE_DB[chosen.precision]
                 name = chosen.backend.name
                 try:
-                    facts["runtime_sqnr_db"] = samples.replay(runner, inputs, tolerance, name)
+                    facts["runtime_sqnr_db"] = samples.replay(runner, self._inputs, tolerance, name)
                 except IntegrityError as error:
                     raise BackendError(
                         f"{name} does not compute on this machine what the INT8 model means, "

@@ -37,6 +37,7 @@ class Runner:
         if kind == "raises": raise RuntimeError("boom")
         if kind == "hangs": time.sleep(60)
         time.sleep({"slow": 0.008, "fast": 0.002}.get(kind, 0))
+        with open(self.path.parent / "turns", "a") as turns: turns.write(kind + "\\n")
         return batch.reshape(1, -1)
 
 class Fake:
@@ -128,6 +129,25 @@ def test_every_sitting_has_new_workers(folder: Path) -> None:
     (fast,) = report.results
     assert len(fast.samples_ns) == len(fast.rounds_ms) == 6
     assert fast.warm_up >= 15  # at least five in each
+
+
+def test_rounds_have_an_order_by_chance_that_repeats(folder: Path) -> None:
+    turns = folder / "turns"
+    orders: list[tuple[str, ...]] = []
+
+    def progress(items, label, total=None):  # type: ignore[no-untyped-def]
+        for item in items:
+            turns.write_text("")
+            yield item
+            orders.append(tuple(dict.fromkeys(turns.read_text().split())))
+
+    schedule = Schedule(rounds=8, seconds=0, count=2, warm_up=0.1, timeout=20)
+    subjects = [subject(folder, kind) for kind in ("slow", "fast", "other")]
+    for _ in range(2):
+        measure(subjects, PICTURE, schedule=schedule, progress=progress)
+    assert {tuple(sorted(order)) for order in orders} == {("fast", "other", "slow")}
+    assert len(set(orders)) > 2  # neither one order nor one and its reverse
+    assert orders[:8] == orders[8:]
 
 
 def test_what_is_joined_of_sittings() -> None:
@@ -224,7 +244,7 @@ def test_subjects_and_plans_that_make_no_sense(folder: Path) -> None:
         {"seconds": -1.0},
         {"warm_up": -1.0},
     ):
-        with pytest.raises(ConfigError, match="at least one round"):
+        with pytest.raises(ConfigError, match="at least one sitting, one round"):
             Schedule(**wrong)  # type: ignore[arg-type]
 
 

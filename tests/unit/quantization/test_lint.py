@@ -21,7 +21,7 @@ from conformance import models
 from data import shared_data
 from gnet_opt.errors import ConfigError, ModelError
 from gnet_opt.quantization import calibrate, quantize
-from gnet_opt.quantization.lint import RULES, Finding, is_quantized, lint
+from gnet_opt.quantization.lint import RULES, Finding, lint
 from gnet_opt.target import Scheme
 
 Change = Callable[["Fault"], object]
@@ -509,7 +509,6 @@ def test_nothing_is_found_in_what_quantize_writes(tmp_path: Path, scheme: Scheme
     assert lint(make(tmp_path, scheme)) == []
     to_int8(googlenet_like(tmp_path / "f.onnx"), tmp_path / "q.onnx", pictures(4), scheme)
     assert lint(tmp_path / "q.onnx") == []
-    assert is_quantized(tmp_path / "q.onnx")
 
 
 def test_a_layer_kept_in_float_is_told(tmp_path: Path) -> None:
@@ -527,8 +526,7 @@ def test_a_layer_kept_in_float_is_told(tmp_path: Path) -> None:
 
 def test_a_float_file(tmp_path: Path) -> None:
     path = googlenet_like(tmp_path / "f.onnx")
-    assert lint(path) == []
-    assert not is_quantized(path)
+    assert lint(path) is None
 
 
 @pytest.mark.slow
@@ -543,7 +541,6 @@ def test_nothing_is_found_in_the_original_network(tmp_path: Path) -> None:
     files = sorted(ImageSet.open(data / "imagenet-sample").files)[:4]
     seen = calibrate(tmp_path / "f.onnx", [model.preprocess.load(f) for f in files])
     quantize(tmp_path / "f.onnx", tmp_path / "q.onnx", seen, S8)
-    assert is_quantized(tmp_path / "q.onnx")
     assert lint(tmp_path / "q.onnx") == []
 
 
@@ -823,4 +820,4 @@ def test_no_mutation_makes_it_raise(
     except ModelError:
         assert not is_valid(model)
         return
-    assert all(isinstance(finding, Finding) and finding.problem for finding in found)
+    assert all(isinstance(finding, Finding) and finding.problem for finding in found or [])

@@ -3,8 +3,8 @@
 Thread pools of two runtimes in one process slow each other down by a factor of ten and more, so
 every artifact gets a worker process. Workers take turns in rounds, so that what the machine does
 beside (another program, the clock going down) meets all of them, and the ratio of two is taken
-within a round. What a process got from chance for all its life, the places of its memory above all,
-can be worth a few percent: where such differences count, ask for several sittings.
+within a round. From one start of the workers to the next such a ratio moves: 0.99 to 1.03 in eight
+starts of two models with the same execution graph. Where that counts, ask for several sittings.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if min(self.sittings, self.rounds, self.count) < 1 or min(self.seconds, self.warm_up) < 0:
             raise ConfigError(
-                f"A latency measurement needs at least one round and one run in it, and no "
-                f"negative time: {self}."
+                "A latency measurement needs at least one sitting, one round in it and one run in "
+                f"that, and no negative time: {self}."
             )
 
 
@@ -264,8 +264,8 @@ def _sitting(
         request = {"count": schedule.count, "do": "measure", "seconds": schedule.seconds}
         order = list(range(len(subjects)))
         for _ in progress(range(schedule.rounds), "Timing", schedule.rounds):
-            # Whoever follows a heavy subject finds a slower machine, and who follows itself a
-            # faster one (3 % seen): in a fixed order that would always be the same.
+            # In a fixed order a subject would always follow the same other one, or itself, and
+            # what that leaves behind in caches and clock would count in every round.
             chance.shuffle(order)
             for index in order:
                 answer = workers[index].ask(request, schedule.seconds + schedule.timeout)

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 _MOST_AT_A_TIME = 8
-"""Pictures under way at most: each takes memory, about 60 MB for GoogLeNet."""
+"""Pictures under way at most: each takes memory, about 40 MB for GoogLeNet."""
 
 
 def collect(
@@ -39,22 +39,22 @@ def collect(
     """Stream pictures through a float ONNX file; memory does not grow with their number.
 
     Several pictures are under way at the same time, with one thread each: what is computed of a
-    picture beside the runtime's own work runs on one core. Threads do not change what is found.
+    picture beside the runtime's own work runs on one core. Their number does not change what is
+    found.
 
     Args:
         model: The float ONNX file.
         regions: What `find_regions` found in it.
         inputs: Preprocessed pictures, float32 of shape (3, height, width) each.
         histograms: Whether to count how often values occur.
-        threads: CPU threads, or None for one a core.
+        threads: CPU threads, of which `_MOST_AT_A_TIME` are used at most, or None for one a core.
 
     Raises:
         CalibrationError: There is no picture, a weight or an activation is not finite, or every
             picture is of a single colour.
     """
-    threads = threads or this_machine().cores
-    workers = min(threads, _MOST_AT_A_TIME)
-    graph = _Graph(model, regions, histograms=histograms, threads=threads // workers)
+    workers = min(threads or this_machine().cores, _MOST_AT_A_TIME)
+    graph = _Graph(model, regions, histograms=histograms)
     total: Statistics | None = None
     plain = 0
 
@@ -80,9 +80,7 @@ def collect(
 class _Graph:
     """A float graph that gives the tensors that are looked at."""
 
-    def __init__(
-        self, model: Path, regions: Iterable[Region], *, histograms: bool, threads: int
-    ) -> None:
+    def __init__(self, model: Path, regions: Iterable[Region], *, histograms: bool) -> None:
         import onnx_ir as ir
 
         graph_model = load_graph(model)
@@ -103,7 +101,7 @@ class _Graph:
         self._names = [str(value.name) for value in computed]
         graph.outputs.clear()
         graph.outputs.extend(computed)
-        self._session = _session(ir.to_proto(graph_model).SerializeToString(), threads)
+        self._session = _session(ir.to_proto(graph_model).SerializeToString())
 
     def look(self, numbered: tuple[int, FloatArray]) -> Statistics:
         """What one picture makes of the tensors.
@@ -166,12 +164,10 @@ def _check_finite(graph: ir.Graph) -> None:
                 )
 
 
-def _session(model: bytes, threads: int) -> Any:
+def _session(model: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Beside a run the statistics of other pictures are computed: idle threads must not spin.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -110,7 +110,7 @@ class Rule:
     find: Callable[[_File], Iterator[Problem]]
 
 
-def lint(path: Path, rules: str = "tensorrt") -> list[Finding]:
+def lint(path: Path, rules: str = "tensorrt") -> list[Finding] | None:
     """Find what a runtime refuses or slows on in a quantized ONNX file, whoever made it.
 
     Args:
@@ -118,8 +118,8 @@ def lint(path: Path, rules: str = "tensorrt") -> list[Finding]:
         rules: Whose rules; `tensorrt` are all there are.
 
     Returns:
-        Errors first, by rule and then in graph order. Nothing for a float file, to which no rule
-        applies.
+        Errors first, by rule and then in graph order; None for a file without any quantization,
+        Q/DQ or quantized operators, to which no rule applies.
 
     Raises:
         ConfigError: There are no such rules.
@@ -129,7 +129,7 @@ def lint(path: Path, rules: str = "tensorrt") -> list[Finding]:
         raise ConfigError(f"There are no rules {rules!r}; use tensorrt.")
     file = _read(path)
     if not _holds_integers(file):
-        return []
+        return None
     try:
         return [_finding(rule, *problem) for rule in RULES for problem in rule.find(file)]
     except OSError as error:
@@ -137,15 +137,6 @@ def lint(path: Path, rules: str = "tensorrt") -> list[Finding]:
             f"{path} keeps its weights in other files, and they cannot be read ({error}). "
             "Copy them beside it."
         ) from error
-
-
-def is_quantized(path: Path) -> bool:
-    """Whether a file holds quantization in any form, Q/DQ or quantized operators.
-
-    Raises:
-        ModelError: The file is no ONNX file.
-    """
-    return _holds_integers(_read(path))
 
 
 @dataclass(frozen=True, kw_only=True)

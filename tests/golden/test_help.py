@@ -12,15 +12,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gnet_opt.cli import commands
+from gnet_opt.cli import base
 
 HELP = Path(__file__).with_name("help")
-COMMANDS = sorted(commands.gnet_opt.commands)
+COMMANDS = sorted(base.gnet_opt.commands)
 
 
 def printed(*arguments: str) -> str:
     done = CliRunner().invoke(
-        commands.gnet_opt, [*arguments, "--help"], prog_name="gnet-opt", terminal_width=100
+        base.gnet_opt, [*arguments, "--help"], prog_name="gnet-opt", terminal_width=100
     )
     assert done.exit_code == 0
     return done.output
@@ -41,7 +41,7 @@ def test_there_is_no_help_of_a_command_that_is_gone() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_says_what_it_is_for(command: str) -> None:
-    for parameter in commands.gnet_opt.commands[command].params:
+    for parameter in base.gnet_opt.commands[command].params:
         if isinstance(parameter, click.Option) and parameter.name != "help":
             described = bool(parameter.help) or isinstance(parameter.type, click.Choice)
             assert described, f"{command} {parameter.opts[0]}"
@@ -50,7 +50,7 @@ def test_every_option_says_what_it_is_for(command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_that_mean_the_same_everywhere_are_everywhere(command: str) -> None:
     options = {
-        flag for parameter in commands.gnet_opt.commands[command].params for flag in parameter.opts
+        flag for parameter in base.gnet_opt.commands[command].params for flag in parameter.opts
     }
     assert {"--json", "--verbose", "-v", "--quiet", "-q"} <= options
     if "--output" in options:

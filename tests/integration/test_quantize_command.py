@@ -697,16 +697,16 @@ def test_fp16(
 
 
 def test_the_methods_of_the_command_are_those_of_the_package() -> None:
-    from gnet_opt.cli import commands
+    from gnet_opt.cli.base import gnet_opt as group
     from gnet_opt.planning import Options
     from gnet_opt.quantization import METHODS
 
-    by_name = {p.name: p for p in commands.gnet_opt.commands["quantize"].params}
+    by_name = {p.name: p for p in group.commands["quantize"].params}
     assert sorted(by_name["method"].type.choices) == sorted(("auto", *METHODS))
     assert by_name["method"].default == Options().method
     for name in ("bias_correction", "max_drop", "precision", "samples", "seed", "weight_search"):
         assert by_name[name].default == getattr(Options(), name), name
-    alone = {p.name: p for p in commands.gnet_opt.commands["sensitivity"].params}
+    alone = {p.name: p for p in group.commands["sensitivity"].params}
     assert sorted(alone["method"].type.choices) == sorted(METHODS)
     assert alone["method"].default == Options().method
 

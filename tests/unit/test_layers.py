@@ -210,8 +210,8 @@ def test_every_module_imports_in_a_bare_environment() -> None:
 
 def test_every_command_prints_its_help_in_a_bare_environment() -> None:
     code = """
-from gnet_opt.cli import commands, run
-for name in (None, *sorted(commands.gnet_opt.commands)):
+from gnet_opt.cli import base, run
+for name in (None, *sorted(base.gnet_opt.commands)):
     assert run([*([name] if name else []), "--help"]) == 0
 """
     done = run_bare(code)

@@ -13,8 +13,11 @@ from typing import Any, NoReturn
 
 import click
 
-from gnet_opt.cli import commands
+from gnet_opt.cli import base, commands
 from gnet_opt.errors import ConfigError, GnetOptError
+
+COMMANDS = (commands,)
+"""The modules whose commands join the group when they are imported."""
 
 _INTERRUPTED = 130
 """128 + SIGINT, the exit code that shells expect of an interrupted command."""
@@ -34,7 +37,7 @@ def run(arguments: list[str]) -> int:
             signal.signal(getattr(signal, name), _interrupt)
     verbose = any(re.fullmatch(r"-[a-z]*v[a-z]*|--verbose", word) for word in arguments)
     try:
-        commands.gnet_opt.main(arguments, prog_name="gnet-opt", standalone_mode=False)
+        base.gnet_opt.main(arguments, prog_name="gnet-opt", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):

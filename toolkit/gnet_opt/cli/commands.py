@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gnet_opt import __version__
+from gnet_opt.cli import base
+from gnet_opt.cli.base import gnet_opt
 from gnet_opt.cli.console import Output
 
 if TYPE_CHECKING:
     from gnet_opt.images import ImageSet
     from gnet_opt.model import Model
 
-F = TypeVar("F", bound=Callable[..., Any])
-_FOLDER = click.Path(path_type=Path)
 _DEFAULT_METHOD = "minmax"
 _METHODS = ("auto", "entropy", "lp", "minmax", "mse", "percentile")
 _DEMO = (
@@ -26,29 +24,6 @@ _DEMO = (
 )
 
 
-def _common(function: F) -> F:
-    """Add the options that mean the same everywhere, and gather them in one `Output`."""
-    import functools
-
-    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("-v", "--verbose", is_flag=True, help="Print all facts, and tracebacks.")
-    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
-    @functools.wraps(function)
-    def wrapper(*args: Any, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> Any:
-        output = Output(json=as_json, quiet=quiet, verbose=verbose)
-        return function(*args, output=output, **options)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _output_option(required: bool, text: str) -> Callable[[F], F]:
-    return click.option("-o", "--output", "out", type=_FOLDER, required=required, help=text)
-
-
-_force = click.option("--force", is_flag=True, help="Replace what is there.")
-_threads = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads; the runtime's own choice by default."
-)
 _target = click.option(
     "-t", "--target", "target_name", required=True, help="Device; see `gnet-opt targets`."
 )
@@ -68,25 +43,21 @@ _cache = click.option(
     help="Use and keep calibration statistics of earlier runs.",
 )
 _card = click.option(
-    "--card", type=_FOLDER, help="Model card with the preprocess and labels of MODEL."
+    "--card", type=base.FOLDER, help="Model card with the preprocess and labels of MODEL."
 )
 _batch = click.option(
     "--batch", type=click.Choice(["1", "dynamic"]), default="1", show_default=True
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="gnet-opt")
-def gnet_opt() -> None:
-    """From a trained GoogLeNet to a verified INT8 bundle for one edge device."""
-
-
 @gnet_opt.command()
 @click.argument("model", required=False)
 @_target
-@click.option("--calibration", type=_FOLDER, help="Folder of pictures to calibrate on.")
-@click.option("--eval", "evaluation", type=_FOLDER, help="Folder of labelled pictures to score on.")
-@_output_option(False, "Folder of the bundle; MODEL-TARGET by default.")
+@click.option("--calibration", type=base.FOLDER, help="Folder of pictures to calibrate on.")
+@click.option(
+    "--eval", "evaluation", type=base.FOLDER, help="Folder of labelled pictures to score on."
+)
+@base.output_option(False, "Folder of the bundle; MODEL-TARGET by default.")
 @click.option(
     "--precision",
     type=click.Choice(["int8", "fp16", "fp32", "auto"]),
@@ -124,11 +95,11 @@ def gnet_opt() -> None:
 @_seed
 @_card
 @_batch
-@_threads
+@base.threads
 @_cache
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan.")
-@_force
-@_common
+@base.force
+@base.common
 def quantize(
     model: str | None,
     target_name: str,
@@ -205,11 +176,11 @@ def quantize(
 @gnet_opt.command()
 @click.argument("model", required=False)
 @_target
-@click.option("--calibration", type=_FOLDER, help="Folder of pictures to calibrate on.")
+@click.option("--calibration", type=base.FOLDER, help="Folder of pictures to calibrate on.")
 @click.option(
-    "--images", type=_FOLDER, help="Folder to measure on; that of calibration by default."
+    "--images", type=base.FOLDER, help="Folder to measure on; that of calibration by default."
 )
-@_output_option(False, "Folder of the result; MODEL-TARGET-sensitivity by default.")
+@base.output_option(False, "Folder of the result; MODEL-TARGET-sensitivity by default.")
 @click.option(
     "--method",
     type=click.Choice(_METHODS[1:]),
@@ -225,8 +196,8 @@ def quantize(
 @click.option("--jobs", type=click.IntRange(1), help="Layers at a time; one a core by default.")
 @_card
 @_cache
-@_force
-@_common
+@base.force
+@base.common
 def sensitivity(
     model: str | None,
     target_name: str,
@@ -288,11 +259,11 @@ def sensitivity(
 
 @gnet_opt.command()
 @click.argument("model", required=False)
-@_output_option(True, "ONNX file to write.")
+@base.output_option(True, "ONNX file to write.")
 @_card
 @_batch
-@_force
-@_common
+@base.force
+@base.common
 def export(
     model: str | None, out: Path, card: Path | None, batch: str, force: bool, output: Output
 ) -> None:
@@ -310,8 +281,8 @@ def export(
 
 
 @gnet_opt.command(name="compile")
-@click.argument("bundle", type=_FOLDER)
-@_common
+@click.argument("bundle", type=base.FOLDER)
+@base.common
 def compile_(bundle: Path, output: Output) -> None:
     """Finish the deferred build of BUNDLE on the device itself."""
     from gnet_opt import operations
@@ -322,9 +293,9 @@ def compile_(bundle: Path, output: Output) -> None:
 
 
 @gnet_opt.command()
-@click.argument("bundle", type=_FOLDER)
-@_threads
-@_common
+@click.argument("bundle", type=base.FOLDER)
+@base.threads
+@base.common
 def verify(bundle: Path, threads: int | None, output: Output) -> None:
     """Prove that BUNDLE is whole and computes on this machine what it must."""
     from gnet_opt import operations
@@ -354,11 +325,11 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
 
 @gnet_opt.command()
 @click.argument("model")
-@click.option("--images", type=_FOLDER, required=True, help="Folder of labelled pictures.")
+@click.option("--images", type=base.FOLDER, required=True, help="Folder of labelled pictures.")
 @click.option("--reference", is_flag=True, help="Reference semantics instead of native kernels.")
 @_card
-@_threads
-@_common
+@base.threads
+@base.common
 def evaluate(
     model: str,
     images: Path,
@@ -395,7 +366,7 @@ def evaluate(
 
 
 @gnet_opt.command()
-@click.argument("path", type=_FOLDER)
+@click.argument("path", type=base.FOLDER)
 @click.option(
     "--layers", is_flag=True, help="Run it, and show what each layer costs on this machine."
 )
@@ -405,8 +376,8 @@ def evaluate(
     type=click.Choice(["tensorrt"]),
     help="Name every form that this runtime refuses or slows on; exit with 8 if it refuses one.",
 )
-@_threads
-@_common
+@base.threads
+@base.common
 def inspect(
     path: Path, layers: bool, rules: str | None, threads: int | None, output: Output
 ) -> None:
@@ -482,7 +453,7 @@ def inspect(
 
 @gnet_opt.command()
 @click.argument("name", required=False)
-@_common
+@base.common
 def targets(name: str | None, output: Output) -> None:
     """List the targets, or show one; this machine's are marked."""
     from gnet_opt import backends, target
@@ -521,9 +492,9 @@ def targets(name: str | None, output: Output) -> None:
 
 
 @gnet_opt.command()
-@click.argument("images", metavar="SET", type=_FOLDER)
-@_output_option(True, "Folder for the weights and the model card.")
-@click.option("--validation", type=_FOLDER, help="Folder of labelled pictures to measure on.")
+@click.argument("images", metavar="SET", type=base.FOLDER)
+@base.output_option(True, "Folder for the weights and the model card.")
+@click.option("--validation", type=base.FOLDER, help="Folder of labelled pictures to measure on.")
 @click.option(
     "--recipe", type=click.Choice(["paper", "modern"]), default="modern", show_default=True
 )
@@ -540,9 +511,9 @@ def targets(name: str | None, output: Output) -> None:
 @click.option("--license", "licence", default="", help="Licence in the model card.")
 @click.option("--source", default="", help="Source in the model card.")
 @click.option("--resume", is_flag=True, help="Go on after an interruption.")
-@_threads
-@_force
-@_common
+@base.threads
+@base.force
+@base.common
 def train(
     images: Path,
     out: Path,
@@ -599,7 +570,7 @@ def train(
 
 
 @gnet_opt.command()
-@_common
+@base.common
 def doctor(output: Output) -> None:
     """Tell what this machine is, what is installed, and what each missing extra would bring."""
     from gnet_opt import backends, operations, target

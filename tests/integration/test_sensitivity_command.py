@@ -54,6 +54,14 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_target_without_int8_is_refused(world: World, tmp_path: Path) -> None:
+    sets = ["--calibration", world.calibration]
+    done = gnet_opt("sensitivity", world.small, "-t", "jetson-nano", *sets, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "The target jetson-nano has no int8" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_layers_are_ranked_by_cost(whole: Path) -> None:
     head, *costs = lines(whole)
     assert head["schema"] == "gnet-opt/sensitivity/1"

@@ -234,9 +234,14 @@ def rank(
         tell: Called with sentences beside the result.
 
     Raises:
-        ConfigError: `output` has other measurements.
+        ConfigError: The target has no INT8, or `output` has other measurements.
         GnetOptError: The model or the pictures cannot be used.
     """
+    if "int8" not in target.precisions:
+        raise ConfigError(
+            f"The target {target.name} has no int8, so no layer can be quantized for it and there "
+            "is nothing to rank. Choose another target; `gnet-opt targets` lists what each has."
+        )
     check_writable(output / FILE, force=True)  # what may be replaced is decided when it is read
     recipe = recipe or Recipe()
     chosen = (images or calibration).spread(count)

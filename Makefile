@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-arm test-avx2 test-fast lint types format clean help
+.PHONY: demo test test-tools test-arm test-avx2 test-fast lint types format clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -30,10 +30,21 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-test: lint types
+# Tests start an SSH server of their own and open reports in a browser. Where these are missing and
+# Debian's packages cannot be installed, those tests skip with the reason.
+test-tools:
+	@missing=; \
+	test -x /usr/sbin/sshd || missing="$$missing openssh-server"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	if test -n "$$missing" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq --no-install-recommends $$missing >/dev/null || true; \
+	fi
+
+test: lint types test-tools
 	$(BIN)/python -m pytest
 
-test-fast: lint types
+test-fast: lint types test-tools
 	$(BIN)/python -m pytest -m 'not slow'
 
 # 77: this machine cannot, and the reason is printed.

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pytest
 from commands import content, gnet_opt
 from world import World
 
+from gnet_opt import preflight
 from gnet_opt.backends import get, names
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
 from gnet_opt.target import find, shipped
+from jetsons import ORIN_NANO, READY, plant
 
 Make = Callable[[str], Path]
 
@@ -355,14 +357,41 @@ def test_one_target() -> None:
 def test_doctor() -> None:
     done = gnet_opt("doctor", "--json")
     assert (done.code, done.err) == (0, "")
-    assert sorted(done.json) == ["backends", "build", "cpu_target", "machine", "tools"]
+    assert sorted(done.json) == ["backends", "build", "cpu_target", "jetson", "machine", "tools"]
     assert sorted(done.json["backends"]) == list(names())
     assert done.json["cpu_target"] == find("cpu").name
     assert done.json["build"] == {"install": "", "missing": []}
+    assert (done.json["jetson"] is not None) == ("Jetson" in done.json["machine"]["board"])
     assert done.json["tools"]["onnxruntime"]
     people = gnet_opt("doctor")
     assert "--target cpu means" in people.out
     assert "Building bundles (extra `build`): ready" in people.out
+
+
+def test_doctor_on_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(files: Mapping[str, str]) -> None:
+        found = preflight.preflight(root=plant(tmp_path / str(len(files)), files))
+        monkeypatch.setattr(preflight, "preflight", lambda: found)
+
+    real = preflight.preflight
+    here(ORIN_NANO)
+    told = gnet_opt("doctor", "--json").json["jetson"]
+    assert told["target"] == "jetson-orin-nano"
+    assert told["board"]["jetpack"] == "6.2.1"
+    people = gnet_opt("doctor").out
+    text = " ".join(people.split())
+    for row in (
+        "JetPack 6.2.1",
+        "power mode 25W",
+        "clock gpu 306 MHz, 306 to 918 nvhost_podgov",
+        "temperatures cpu-thermal 49 °C",
+        "desktop gnome-shell",
+    ):
+        assert row in text
+    assert people.count("\n- ") == len(told["advice"]) == 4
+    monkeypatch.setattr(preflight, "preflight", real)
+    here(READY)
+    assert gnet_opt("doctor").out.endswith("Ready to build and to time engines.\n")
 
 
 def test_version() -> None:

@@ -22,7 +22,7 @@ from world import World
 
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
-from gnet_opt.target import find, shipped
+from gnet_opt.target import Target, find, shipped
 
 FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
 TARGETS = ["cpu", "openvino-cpu", "raspberry-pi-5", "jetson"]
@@ -151,6 +151,19 @@ def test_a_dry_run_writes_nothing(
         "semantics": "reference",
         "target": "jetson-orin-nano",
     }
+
+
+def test_on_the_device_itself_the_engine_is_still_to_be_built(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "is_this_machine", lambda self: True)
+    done = quantize("--target", "jetson", "--dry-run", "--json")
+    assert done.json["semantics"] == "reference"
+    assert done.json["notes"] == [
+        FEW,
+        "The engine is still to be built: accuracy is that of reference semantics, and latency is "
+        "not measured here.",
+    ]
 
 
 def test_the_default_output_is_named_after_model_and_target(

@@ -197,6 +197,9 @@ def test_which_targets_a_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native(pi) == {"arm64", "raspberry-pi-5"}
     older = machine(cpuinfo.CORTEX_A76, "aarch64", "Raspberry Pi 4 Model B Rev 1.4")
     assert native(older) == {"arm64"}
+    orin = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+    jetson = machine(cpuinfo.CORTEX_A76, "aarch64", orin)
+    assert native(jetson) == {"arm64", "jetson-orin-nano"}
 
 
 def test_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

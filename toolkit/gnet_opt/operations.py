@@ -247,6 +247,23 @@ def lint(path: Path, rules: str) -> dict[str, Any]:
     }
 
 
+def dla(path: Path) -> dict[str, Any]:
+    """Tell what a DLA would take of a bundle's portable model or an ONNX file; nothing is built.
+
+    Returns:
+        What `gnet_opt.quantization.dla.Report.to_dict` gives.
+
+    Raises:
+        IntegrityError: The bundle is damaged.
+        MissingDependencyError: What reads an ONNX file is not installed.
+        ModelError: The file is no ONNX file.
+    """
+    model = _portable_model(path)
+    from gnet_opt.quantization.dla import report
+
+    return report(model).to_dict()
+
+
 def inspect_layers(
     path: Path, *, threads: int | None = None, progress: Progress = silent
 ) -> dict[str, Any]:

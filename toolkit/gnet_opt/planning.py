@@ -190,11 +190,16 @@ def plan(
             evaluation.check_labels(model.classes)
             if note := evaluation.note_names(model.labels):
                 notes.append(note)
-    native = target.is_this_machine()
+    # What the device finishes is not there yet, even where this machine is the device.
+    native = target.is_this_machine() and target.compile == "host"
     if not native:
+        why = (
+            "The engine is still to be built"
+            if target.is_this_machine()
+            else f"This machine is not {target.name}"
+        )
         notes.append(
-            f"This machine is not {target.name}: accuracy is that of reference semantics, and "
-            "latency is not measured here."
+            f"{why}: accuracy is that of reference semantics, and latency is not measured here."
         )
     return Plan(
         model=model,

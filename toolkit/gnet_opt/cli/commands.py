@@ -376,10 +376,13 @@ def evaluate(
     type=click.Choice(["tensorrt"]),
     help="Name every form that this runtime refuses or slows on; exit with 8 if it refuses one.",
 )
+@click.option(
+    "--dla", is_flag=True, help="Report what the DLA of a Jetson would take of it, and why not all."
+)
 @base.threads
 @base.common
 def inspect(
-    path: Path, layers: bool, rules: str | None, threads: int | None, output: Output
+    path: Path, layers: bool, rules: str | None, dla: bool, threads: int | None, output: Output
 ) -> None:
     """Show what is in an ONNX file or a bundle."""
     from gnet_opt import operations
@@ -388,6 +391,8 @@ def inspect(
 
     if rules and layers:
         raise ConfigError("--lint reads the file and --layers runs it: pass one of them.")
+    if dla and (rules or layers):
+        raise ConfigError("--dla is a report of its own: leave out --lint and --layers.")
     if layers:
         timed = operations.inspect_layers(path, threads=threads, progress=output.progress)
         for note in timed["notes"]:
@@ -406,6 +411,10 @@ def inspect(
                 f"{linted['file']} has {linted['errors']} of the forms that {rules} refuses or "
                 "computes otherwise. Mend what the findings call an error, and lint it again."
             )
+        return
+    if dla:
+        reported = operations.dla(path)
+        output.result(reported, *render.dla(reported, every=output.verbose))
         return
     found = operations.inspect(path)
     model = found["model"]
@@ -577,6 +586,7 @@ def doctor(output: Output) -> None:
     from gnet_opt.cli import render
     from gnet_opt.errors import ConfigError
     from gnet_opt.machine import this_machine
+    from gnet_opt.preflight import preflight
     from gnet_opt.versions import tools
 
     machine = this_machine().to_dict()
@@ -586,6 +596,7 @@ def doctor(output: Output) -> None:
         cpu = str(error)
     probes = {name: backends.get(name).probe() for name in backends.names()}
     build = operations.build_probe()
+    ready = preflight()
     value = {
         "backends": {
             name: {"available": p.available, "detail": p.detail, "version": p.version}
@@ -593,6 +604,7 @@ def doctor(output: Output) -> None:
         },
         "build": build,
         "cpu_target": cpu,
+        "jetson": None if ready.board is None else ready.to_dict(),
         "machine": machine,
         "tools": tools(),
     }
@@ -608,6 +620,7 @@ def doctor(output: Output) -> None:
         render.listing("machine", ("", ""), rows),
         render.listing("backends", ("backend", "usable", "version", "detail"), found),
         f"Building bundles (extra `build`): {state}",
+        *render.board(ready),
     )
 
 

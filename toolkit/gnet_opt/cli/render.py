@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from gnet_opt.preflight import Report
     from gnet_opt.sensitivity import LayerCost
 
 
@@ -280,6 +281,125 @@ def findings(linted: Mapping[str, Any]) -> list[Table | str]:
     ]
 
 
+def dla(report: Mapping[str, Any], *, every: bool) -> list[Table | str]:
+    """What a DLA would take: by operator, what it leaves with the reasons, and what is needed.
+
+    Args:
+        report: As `gnet_opt.quantization.dla.Report.to_dict` gives it.
+        every: Whether each layer has a row, not only those that are left to the GPU.
+    """
+    layers, splits = report["layers"], report["splits"]
+    generations = [split["generation"] for split in splits]
+    operators = {layer["operator"] for layer in layers}
+    counts = []
+    for operator in sorted(operators):
+        same = [layer for layer in layers if layer["operator"] == operator]
+        taken = [f"{sum(layer[name] for layer in same)} of {len(same)}" for name in generations]
+        kinds = {x["precision"] for x in same if any(x[name] for name in generations)}
+        macs = sum(layer["macs"] for layer in same)
+        cost = f"{macs / 1e6:.1f}" if macs else ""
+        counts.append((operator, *taken, " ".join(sorted(kinds)), cost))
+    rows = [
+        (
+            layer["name"],
+            layer["operator"],
+            *("DLA" if layer[name] else "GPU" for name in generations),
+            "; ".join(finding["problem"] for finding in layer["findings"]),
+            " ".join(dict.fromkeys(finding["mend"] for finding in layer["findings"])),
+        )
+        for layer in layers
+        if every or layer["findings"]
+    ]
+    shown: list[Table | str] = [
+        figures("operators on a DLA", ("operator", *generations, "computed in", "MMAC"), counts)
+    ]
+    if rows:
+        title = "every layer" if every else "left to the GPU"
+        columns = ("layer", "operator", *generations, "problem", "mend")
+        shown.append(listing(title, columns, rows))
+    shown.append(
+        listing(
+            "needed for the network",
+            ("problem", "mend"),
+            [(need["problem"], need["mend"]) for need in report["needs"]],
+        )
+    )
+    shown.append(
+        listing(
+            "targets",
+            ("target", "DLA", "its TensorRT", "runs on the DLA"),
+            [
+                (
+                    device["target"],
+                    device["generation"] or "none",
+                    device["tensorrt"],
+                    "yes" if device["usable"] else "no",
+                )
+                for device in report["devices"]
+            ],
+        )
+    )
+    for split in splits:
+        # Rounded down: a hundred percent means all.
+        percent = math.floor(1000 * split["macs_share"]) / 10
+        shown.append(
+            f"DLA of {split['generation'].title()}: {split['layers']} of {len(layers)} layers with "
+            f"{percent:.1f} % of the multiply-accumulates, in {_pieces(split['loadables'])}; "
+            f"{split['gpu_layers']} are left to the GPU, in {_pieces(split['gpu_pieces'])}."
+        )
+    shown.append(
+        "By NVIDIA's rules; nothing was built. TensorRT may cut in more places, and a convolution "
+        "may be too large for the DLA's buffer. TensorRT up to 10.7 runs on a DLA (JetPack 5 and "
+        "6), and 11.4.1 on that of AGX Orin (JetPack 7.2.2 or later)."
+    )
+    return shown
+
+
+def board(report: Report) -> list[Table | str]:
+    """What a Jetson says of itself, and what to do about it; nothing for another machine."""
+    found = report.board
+    if found is None:
+        return []
+    memory, mode = found.memory, found.power_mode
+    rows = [
+        ("model", found.model),
+        ("target", report.target),
+        ("Jetson Linux", found.l4t),
+        ("JetPack", found.jetpack),
+        ("TensorRT", found.tensorrt),
+        ("TensorRT in Python", "yes" if found.tensorrt_python else "no"),
+        ("trtexec", found.trtexec),
+        ("GPU", "yes" if found.gpu else "no"),
+        ("power mode", "" if mode is None else mode.name),
+        ("power modes", " ".join(each.name for each in found.power_modes)),
+        *(
+            (
+                f"clock {clock.name}",
+                f"{clock.current / 1e6:.0f} MHz, {clock.minimum / 1e6:.0f} to "
+                f"{clock.maximum / 1e6:.0f} {clock.governor}".rstrip(),
+            )
+            for clock in found.clocks
+        ),
+        ("memory", "" if memory is None else _of(memory.available, memory.total, "available")),
+        *((f"swap {swap.name}", _of(swap.free, swap.size, "free")) for swap in found.swaps),
+        *((f"storage {name}", f"{size / 1e9:.1f} GB free") for name, size in found.storage.items()),
+        ("temperatures", ", ".join(f"{z.name} {z.celsius:.0f} °C" for z in found.zones)),
+        ("desktop", " ".join(found.desktop) or "none runs"),
+    ]
+    said = [
+        f"{title}:\n" + "\n".join(f"- {sentence}" for sentence in sentences)
+        for title, sentences in (
+            ("In the way of building an engine", report.blockers),
+            ("Advice", report.advice),
+        )
+        if sentences
+    ]
+    return [
+        listing("Jetson", ("", ""), [(key, value or "not found") for key, value in rows]),
+        *(said or ["Ready to build and to time engines."]),
+    ]
+
+
 def figures(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table with figures to the right and text to the left."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
@@ -329,6 +449,14 @@ def facts(values: Mapping[str, Any]) -> Table:
         for name, value in sorted(facts.items())
     ]
     return listing("facts", ("fact", "value"), rows)
+
+
+def _pieces(count: int) -> str:
+    return f"{count} piece{'' if count == 1 else 's'}"
+
+
+def _of(part: int, whole: int, what: str) -> str:
+    return f"{part / 1e9:.1f} of {whole / 1e9:.1f} GB {what}"
 
 
 def _text(value: Any) -> str:

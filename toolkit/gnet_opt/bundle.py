@@ -135,6 +135,15 @@ class Bundle:
         write_text(root / MANIFEST, dump_json(manifest))
         return cls.open(root)
 
+    def noted(self, values: Mapping[str, Any]) -> Bundle:
+        """Write values into the manifest beside what is there; files and hashes stay as they are.
+
+        Raises:
+            IntegrityError: With these values it would be no manifest.
+        """
+        write_text(self.root / MANIFEST, dump_json({**self.manifest, **values}))
+        return Bundle.open(self.root)
+
     def check(self) -> int:
         """Compare every file with its recorded size and SHA-256.
 

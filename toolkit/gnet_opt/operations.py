@@ -92,7 +92,7 @@ def open_bundle(
     """
     if reference or bundle.deferred:
         return "reference", open_reference(bundle.model, threads)
-    backend = _backend_of(bundle)
+    backend = backend_of(bundle)
     return backend.name, backend.open(backend.artifact(bundle.root), threads=threads)
 
 
@@ -289,7 +289,7 @@ def inspect_layers(
         if described["bundle"]:
             bundle = Bundle.open(path)
             model, target = bundle.model, bundle.manifest["target"]["name"]
-            backend = _backend_of(bundle)
+            backend = backend_of(bundle)
             artifact = backend.artifact(bundle.root)
             batch = bundle.preprocess.normalize(Golden.read(bundle.path("golden")).pixels[:1])
             if not bundle.deferred and not is_native(bundle):
@@ -341,7 +341,12 @@ def _portable_model(path: Path) -> Path:
     return path
 
 
-def _backend_of(bundle: Bundle) -> Backend:
+def backend_of(bundle: Bundle) -> Backend:
+    """The backend that a bundle was made for.
+
+    Raises:
+        IntegrityError: There is no such backend here.
+    """
     try:
         return backends.get(bundle.manifest["target"]["backend"])
     except ConfigError as error:

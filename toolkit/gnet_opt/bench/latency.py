@@ -45,7 +45,7 @@ class Schedule:
     rounds: int = 5
     seconds: float = 0.2
     count: int = 5
-    warm_up: float = 0.5
+    warm_up: float = 1.0
     timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
@@ -101,8 +101,7 @@ class Latency:
 
     def percentile_ms(self, percent: float) -> float:
         """The least sample that at least `percent` of all samples do not exceed (nearest rank)."""
-        ordered = sorted(sample for samples in self.samples_ns for sample in samples)
-        return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] / 1e6
+        return percentile_ms([sample for samples in self.samples_ns for sample in samples], percent)
 
     @property
     def rounds_ms(self) -> tuple[float, ...]:
@@ -112,8 +111,7 @@ class Latency:
     @property
     def spread(self) -> float:
         """(slowest - fastest) / median of the rounds' medians; over 0.1 the machine was busy."""
-        medians = self.rounds_ms
-        return (max(medians) - min(medians)) / statistics.median(medians)
+        return spread(self.rounds_ms)
 
     def to_dict(self) -> dict[str, Any]:
         """The result without its raw samples, for a manifest."""
@@ -147,6 +145,12 @@ class Speedup:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, base: Sequence[float], own: Sequence[float]) -> Speedup:
+        """From the times of two subjects in the same rounds."""
+        ratios = [slow / fast for slow, fast in zip(base, own, strict=True)]
+        return cls(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
+
     def to_dict(self) -> dict[str, Any]:
         """The ratio as it stands in a manifest."""
         return {"high": self.high, "low": self.low, "median": self.median}
@@ -171,11 +175,7 @@ class LatencyReport:
 
     def speedup(self, name: str) -> Speedup:
         """How many times as fast `name` is as the first subject."""
-        ratios = [
-            base / own
-            for base, own in zip(self.results[0].rounds_ms, self[name].rounds_ms, strict=True)
-        ]
-        return Speedup(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
+        return Speedup.of(self.results[0].rounds_ms, self[name].rounds_ms)
 
     def renamed(self, names: Mapping[str, str]) -> LatencyReport:
         """Some of the subjects under other names.
@@ -201,6 +201,17 @@ class LatencyReport:
             },
             "threads": self.threads,
         }
+
+
+def percentile_ms(samples_ns: Sequence[int], percent: float) -> float:
+    """The least sample that at least `percent` of all do not exceed (nearest rank), in ms."""
+    ordered = sorted(samples_ns)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] / 1e6
+
+
+def spread(medians: Sequence[float]) -> float:
+    """(largest - least) / median of what rounds gave."""
+    return (max(medians) - min(medians)) / statistics.median(medians)
 
 
 def measure(

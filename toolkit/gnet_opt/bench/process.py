@@ -24,7 +24,7 @@ import numpy as np
 
 from gnet_opt import errors
 from gnet_opt.errors import BackendError, GnetOptError
-from gnet_opt.runtime import Artifact, FloatArray
+from gnet_opt.runtime import Artifact, ExecutedNode, FloatArray, Profile
 
 TIMEOUT = 120.0
 """How long a worker may take for one answer, in seconds, unless more was asked of it."""
@@ -74,7 +74,8 @@ class WorkerProcess:
 
         Args:
             subject: What to load.
-            picture: A .npy file with a batch, float32 of shape (1, 3, height, width).
+            picture: A .npy file with one or more pictures, float32 of shape (N, 3, height, width);
+                the first of them is run.
             threads: CPU threads, or None for the runtime's own choice.
             timeout: Longest time to wait, in seconds.
 
@@ -85,17 +86,35 @@ class WorkerProcess:
             MissingDependencyError: The runtime is not installed.
             BackendError: The artifact cannot be loaded or run, or the process died.
         """
-        artifact = subject.artifact
-        request = {
-            "backend": artifact.backend,
-            "do": "load",
-            "files": [[kind, str(path.resolve())] for kind, path in artifact.files],
-            "input": str(picture),
-            "path": str(artifact.path.resolve()),
-            "resolve": subject.resolve,
-            "threads": threads,
-        }
-        return self.ask(request, timeout)
+        return self.ask({"do": "load", **_named(subject, picture, threads)}, timeout)
+
+    def profile(
+        self,
+        subject: Subject,
+        picture: Path,
+        threads: int | None,
+        runs: int,
+        timeout: float = TIMEOUT,
+    ) -> Profile:
+        """Tell what a backend executes of an artifact; nothing has to be loaded for it.
+
+        Args:
+            subject: What to profile.
+            picture: As for `load`.
+            threads: CPU threads, or None for the runtime's own choice.
+            runs: How often to run it at least.
+            timeout: Longest time to wait, in seconds.
+
+        Raises:
+            MissingDependencyError: The runtime is not installed.
+            BackendError: The backend cannot tell, or the process died.
+        """
+        request = {"do": "profile", "runs": runs, **_named(subject, picture, threads)}
+        found = self.ask(request, timeout)
+        nodes = tuple(
+            ExecutedNode(**{**node, "covers": tuple(node["covers"])}) for node in found["nodes"]
+        )
+        return Profile(**{**found, "nodes": nodes, "rounds": tuple(found["rounds"])})
 
     def run(self, pictures: Path, logits: Path, timeout: float = TIMEOUT) -> FloatArray:
         """Run what was loaded on single pictures, one after the other.
@@ -117,23 +136,40 @@ class WorkerProcess:
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Send a request and wait for its answer."""
+        self.send(request)
+        return self.answer(str(request["do"]), timeout)
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Send a request; `answer` has to be called for it before the next one."""
         assert self._process.stdin is not None
         # A worker that died cannot be written to; the missing answer says so below.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
+
+    def answer(self, doing: str, timeout: float) -> dict[str, Any]:
+        """Wait for the answer to the request that was sent.
+
+        Args:
+            doing: What was asked, for messages.
+            timeout: Longest time to wait, in seconds.
+
+        Raises:
+            GnetOptError: What the worker raised, as the same class.
+            BackendError: The process died or gave no answer in time.
+        """
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
             raise BackendError(
                 f"The worker for {self._name} gave no answer to "
-                f"{request['do']!r} within {timeout:.0f} s. Is the machine overloaded? Try again, "
+                f"{doing!r} within {timeout:.0f} s. Is the machine overloaded? Try again, "
                 "or measure fewer threads."
             ) from None
         if line is None:
             code = self._process.wait()
             raise BackendError(
-                f"The worker for {self._name} died during {request['do']!r} "
+                f"The worker for {self._name} died during {doing!r} "
                 f"({_exit(code)}). Its last words: {self._tail() or 'none'}"
             )
         answer: dict[str, Any] = json.loads(line)
@@ -188,6 +224,19 @@ def started(name: str, stderr: Path) -> Iterator[WorkerProcess]:
         yield worker
     finally:
         worker.end()
+
+
+def _named(subject: Subject, picture: Path, threads: int | None) -> dict[str, Any]:
+    """What a request says of the artifact and of how it is run."""
+    artifact = subject.artifact
+    return {
+        "backend": artifact.backend,
+        "files": [[kind, str(path.resolve())] for kind, path in artifact.files],
+        "input": str(picture),
+        "path": str(artifact.path.resolve()),
+        "resolve": subject.resolve,
+        "threads": threads,
+    }
 
 
 def _exit(code: int) -> str:

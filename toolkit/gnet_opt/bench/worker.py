@@ -2,37 +2,43 @@
 
 Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, one a line:
 
+    {"do": "limit", "cpus": [N, ...] or null, "memory_bytes": N or null}
     {"do": "load", "resolve": "module:function", "backend": NAME, "path": FILE,
      "files": [[KIND, FILE], ...], "threads": N or null, "input": FILE.npy}
     {"do": "warm", "seconds": LIMIT}
-    {"do": "measure", "seconds": S, "count": N}
+    {"do": "measure", "seconds": S, "count": N, "pictures": N, "batch": N}
+    {"do": "offline", "seconds": S, "count": N, "batch": N}
+    {"do": "serve", "rate": QUERIES A SECOND, "count": N, "bound_ns": N, "seed": N}
+    {"do": "end-to-end", "files": [FILE, ...], "preprocess": TABLE}
+    {"do": "profile", ... as load ..., "runs": N}
     {"do": "run", "input": FILE.npy, "output": FILE.npy}
 
-Each gets one line: what was asked for, or {"error": TEXT}. The end of the input ends the process.
-Nothing runs while it waits for a line.
+A query of `measure` is `pictures` pictures, computed `batch` at a time; both are 1 by default. Each
+request gets one line: what was asked for, or {"error": TEXT}. The end of the input ends the
+process. Nothing runs while it waits for a line.
 """
 
 from __future__ import annotations
 
-import gc
+import dataclasses
 import importlib
+import io
 import json
 import os
 import signal
-import statistics
 import sys
 import time
 from contextlib import ExitStack
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from gnet_opt.bench import scenarios
+from gnet_opt.bench.limits import Constraint
 from gnet_opt.errors import BackendError, GnetOptError
 from gnet_opt.runtime import Artifact, Backend, FloatArray, Runner, run_all
-
-_WINDOW = 5
-_STEADY = 0.03
 
 
 class _Worker:
@@ -41,49 +47,102 @@ class _Worker:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._runner: Runner | None = None
-        self._batch: FloatArray = np.empty((0,), np.float32)
+        self._pictures: FloatArray = np.empty((0,), np.float32)
+
+    def limit(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Put this process under a constraint, before it loads anything."""
+        Constraint.from_dict(request).apply()
+        return {}
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open the artifact and compute the first result."""
-        self._batch = np.load(request["input"], allow_pickle=False)
-        artifact = Artifact(
-            backend=request["backend"],
-            path=Path(request["path"]),
-            files=tuple((kind, Path(path)) for kind, path in request["files"]),
-        )
+        self._pictures = np.load(request["input"], allow_pickle=False)
         started = time.perf_counter_ns()
-        module, _, name = request["resolve"].partition(":")
-        backend: Backend = getattr(importlib.import_module(module), name)(artifact.backend)
+        backend, artifact = _resolved(request)
         opened = backend.open(artifact, threads=request["threads"])
         self._runner = self._stack.enter_context(opened)
         loaded = time.perf_counter_ns()
-        self._runner.run(self._batch)
+        self._runner.run(self._pictures[:1])
         first = time.perf_counter_ns()
         return {"load_ns": loaded - started, "first_ns": first - loaded}
 
     def warm(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run until two windows in a row have the same median within 3 %, or time is up."""
-        deadline = time.perf_counter_ns() + int(request["seconds"] * 1e9)
-        count, before, steady = 0, 0.0, False
-        while not steady and time.perf_counter_ns() < deadline:
-            now = statistics.median(self._timed() for _ in range(_WINDOW))
-            steady = abs(now - before) <= _STEADY * now
-            before = now
-            count += _WINDOW
-        return {"count": count, "steady": steady}
+        """Run until times are steady, or time is up."""
+        started = time.perf_counter_ns()
+        warm = scenarios.warm_up(self._query(1, 1), seconds=request["seconds"])
+        return {
+            "count": len(warm.samples_ns),
+            "seconds": (time.perf_counter_ns() - started) / 1e9,
+            "steady": warm.steady,
+        }
 
     def measure(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run back to back, for at least so long and at least so often."""
-        samples: list[int] = []
-        gc.collect()
-        gc.disable()
-        try:
-            end = time.perf_counter_ns() + int(request["seconds"] * 1e9)
-            while len(samples) < request["count"] or time.perf_counter_ns() < end:
-                samples.append(self._timed())
-        finally:
-            gc.enable()
+        """Run queries back to back, for at least so long and at least so often."""
+        query = self._query(request.get("pictures", 1), request.get("batch", 1))
+        samples = scenarios.back_to_back(query, seconds=request["seconds"], count=request["count"])
         return {"samples_ns": samples, "peak_rss_bytes": peak_rss()}
+
+    def offline(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Compute pictures for at least so long, and read the time as a whole."""
+        batch = request["batch"]
+        done, elapsed = scenarios.throughput(
+            self._query(batch, batch), seconds=request["seconds"], count=request["count"]
+        )
+        return {
+            "elapsed_ns": elapsed,
+            "peak_rss_bytes": peak_rss(),
+            "pictures": done * batch,
+        }
+
+    def serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Serve single pictures that arrive by chance."""
+        served = scenarios.serve(
+            self._query(1, 1),
+            rate=request["rate"],
+            count=request["count"],
+            bound_ns=request["bound_ns"],
+            seed=request["seed"],
+        )
+        return dataclasses.asdict(served)
+
+    def end_to_end(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Go from the bytes of each picture file to logits, and time every step."""
+        from PIL import Image
+
+        from gnet_opt.preprocess import Preprocess
+
+        runner = self._loaded()
+        preprocess = Preprocess.from_dict(request["preprocess"])
+        clock = time.perf_counter_ns
+        times: dict[str, list[int]] = {
+            "decode_ns": [],
+            "infer_ns": [],
+            "normalize_ns": [],
+            "resize_ns": [],
+        }
+        for name in request["files"]:
+            content = io.BytesIO(Path(name).read_bytes())
+            started = clock()
+            picture = Image.open(content).convert("RGB")
+            decoded = clock()
+            pixels = preprocess.pixels(picture)
+            resized = clock()
+            batch = preprocess.normalize(pixels)[None]
+            normalized = clock()
+            runner.run(batch)
+            finished = clock()
+            times["decode_ns"].append(decoded - started)
+            times["resize_ns"].append(resized - decoded)
+            times["normalize_ns"].append(normalized - resized)
+            times["infer_ns"].append(finished - normalized)
+        return times
+
+    def profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell what the runtime executes, see `gnet_opt.runtime.Backend.profile`."""
+        backend, artifact = _resolved(request)
+        picture: FloatArray = np.load(request["input"], allow_pickle=False)[:1]
+        found = backend.profile(artifact, picture, threads=request["threads"], runs=request["runs"])
+        return dataclasses.asdict(found)
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run single pictures and save their logits."""
@@ -93,16 +152,36 @@ class _Worker:
         np.save(request["output"], logits)
         return {"count": len(logits)}
 
-    def _timed(self) -> int:
+    def _query(self, pictures: int, batch: int) -> scenarios.Run:
+        """What computes so many pictures, `batch` at a time, other ones as far as there are."""
         runner = self._loaded()
-        started = time.perf_counter_ns()
-        runner.run(self._batch)
-        return time.perf_counter_ns() - started
+        chosen = np.stack(list(islice(cycle(self._pictures), pictures)))
+        batches = [chosen[first : first + batch] for first in range(0, pictures, batch)]
+        if len(batches) == 1:
+            (only,) = batches
+            return lambda: runner.run(only)
+
+        def query() -> None:
+            for part in batches:
+                runner.run(part)
+
+        return query
 
     def _loaded(self) -> Runner:
         if self._runner is None:
             raise BackendError("The worker was asked to run before it loaded an artifact.")
         return self._runner
+
+
+def _resolved(request: dict[str, Any]) -> tuple[Backend, Artifact]:
+    """The backend and the artifact that a request names."""
+    artifact = Artifact(
+        backend=request["backend"],
+        path=Path(request["path"]),
+        files=tuple((kind, Path(path)) for kind, path in request["files"]),
+    )
+    module, _, name = request["resolve"].partition(":")
+    return getattr(importlib.import_module(module), name)(artifact.backend), artifact
 
 
 def peak_rss() -> int | None:
@@ -127,9 +206,14 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     with ExitStack() as stack:
         worker = _Worker(stack)
         actions = {
+            "end-to-end": worker.end_to_end,
+            "limit": worker.limit,
             "load": worker.load,
             "measure": worker.measure,
+            "offline": worker.offline,
+            "profile": worker.profile,
             "run": worker.run,
+            "serve": worker.serve,
             "warm": worker.warm,
         }
         for line in requests:
@@ -138,6 +222,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
                 answer = actions[request["do"]](request)
             except GnetOptError as error:
                 answer = {"error": str(error), "kind": type(error).__name__}
+            except MemoryError:
+                answer = {"error": "There is not enough memory.", "kind": "BackendError"}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 

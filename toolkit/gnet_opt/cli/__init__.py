@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-from gnet_opt.cli import base, commands
+from gnet_opt.cli import base, bench, commands
 from gnet_opt.errors import ConfigError, GnetOptError
 
-COMMANDS = (commands,)
+COMMANDS = (bench, commands)
 """The modules whose commands join the group when they are imported."""
 
 _INTERRUPTED = 130

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnet_opt.bench.host import HostState
+from gnet_opt.bench.limits import Constraint
+from gnet_opt.bench.results import (
+    Environment,
+    Measured,
+    Offline,
+    Results,
+    Server,
+    Stream,
+    SubjectResult,
+    Trial,
+)
+from gnet_opt.errors import ConfigError
+from gnet_opt.files import dump_json
+
+
+def subject(name: str, factor: int = 1) -> SubjectResult:
+    """A subject whose times are `factor` ms and some more."""
+    unit = 1_000_000 * factor
+    return SubjectResult(
+        identity={
+            "accuracy": {"quantized": {"top1": 93.4, "top5": 99.0}},
+            "artifact_sha256": {"model.onnx": "ab" * 32},
+            "backend": "onnxruntime",
+            "backend_version": "1.32.0",
+            "file_bytes": 5_800_000,
+            "model": "demo",
+            "model_sha256": "ab" * 32,
+            "name": name,
+            "native": True,
+            "precision": "int8",
+            "target": "x86-vnni",
+            "threads": None,
+        },
+        measured=Measured(
+            cold_start_ms=(500.0, 480.0, 490.0),
+            load_ms=(200.0, 180.0, 190.0),
+            first_ms=(20.0, 21.0, 22.0),
+            peak_rss_bytes=100_000_000,
+            warm_up={"count": 25, "seconds": 0.2, "steady": True},
+            scenarios={
+                "single-stream": Stream(rounds=((unit, 2 * unit, 3 * unit), (2 * unit,) * 7)),
+                "multi-stream": Stream(rounds=((8 * unit,), (9 * unit,)), query_pictures=8),
+                "offline": Offline(rounds=((100, 100 * unit), (50, 100 * unit))),
+                "server": Server(
+                    rounds=(
+                        Trial(offered_qps=80.0, samples_ns=(unit,), late=0, within=True),
+                        Trial(offered_qps=90.0, samples_ns=(9 * unit,), late=1, within=False),
+                    ),
+                    bound_ms=4.0,
+                ),
+            },
+            end_to_end={
+                "decode_ns": [1],
+                "infer_ns": [2],
+                "normalize_ns": [3],
+                "pictures": 1,
+                "resize_ns": [4],
+                "source": "--images",
+            },
+        ),
+        notes=("A note.",),
+    )
+
+
+def results() -> Results:
+    host = HostState(load1=0.1, temperatures_c={"cpu": 50.0}, frequencies_mhz={"cpu0": 2400.0})
+    return Results(
+        created="2026-11-25T12:00:00+00:00",
+        version="0.1.0",
+        settings={"rounds": 2, "scenarios": ["single-stream"]},
+        environment=Environment(
+            machine={"cpu": "A CPU"},
+            tools={"python": "3.11.7"},
+            affinity=(0, 1),
+            constraint=Constraint(cpus=(0,), memory_bytes=10**9),
+            start=host,
+            end=host,
+            unstable=("It was busy.",),
+        ),
+        subjects=(subject("a", 2), subject("b")),
+    )
+
+
+def test_what_is_written_is_read_back() -> None:
+    document = json.loads(dump_json(results().to_dict()))
+    assert Results.from_dict(document) == results()
+    assert Results.from_dict(document).to_dict() == document
+    assert document["schema"] == "gnet-opt/bench/1"
+
+
+def test_the_figures_come_from_the_samples() -> None:
+    first = results().to_dict()["subjects"][0]["scenarios"]
+    single = first["single-stream"]
+    assert (single["n"], single["p50_ms"], single["p90_ms"], single["p99_ms"]) == (
+        10,
+        4.0,
+        4.0,
+        6.0,
+    )
+    assert single["metric"] == {"better": "lower", "name": "p90_ms", "value": 4.0}
+    assert (single["rounds_ms"], single["spread"]) == ([4.0, 4.0], 0.0)
+    assert first["multi-stream"]["metric"] == {"better": "lower", "name": "p99_ms", "value": 18.0}
+    assert first["offline"]["metric"]["value"] == 375.0  # of 500 and 250
+    assert first["offline"]["spread"] == pytest.approx(250 / 375)
+    assert first["server"]["metric"] == {
+        "better": "higher",
+        "name": "qps_within_bound",
+        "value": 80.0,
+    }
+
+
+def test_ratios_are_paired_by_round() -> None:
+    twice = {"high": 2.0, "low": 2.0, "median": 2.0}
+    assert results().comparison() == {
+        "multi-stream": {"b": twice},
+        "offline": {"b": twice},
+        "over": "a",
+        "single-stream": {"b": twice},
+    }
+
+
+def test_a_server_without_a_good_rate() -> None:
+    trial = Trial(offered_qps=5.0, samples_ns=(9,), late=1, within=False)
+    server = Server(rounds=(trial,), bound_ms=1.0)
+    assert server.best is None
+    assert server.to_dict()["metric"]["value"] == 0.0
+
+
+def test_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(results().to_csv())))
+    assert len(rows) == 8
+    row = rows[0]
+    assert (row["subject"], row["scenario"], row["metric"]) == ("a", "single-stream", "p90_ms")
+    assert float(row["value"]) == float(row["p90_ms"]) == 4.0
+    assert (row["top1"], row["cold_start_ms"], row["unstable"]) == ("93.4", "490.0", "It was busy.")
+    assert json.loads(row["constraint"])["label"] == "constrained host"
+    assert rows[3]["bound_ms"] == "4.0" and rows[3]["p50_ms"] == ""
+
+
+def at(document: Any, *path: str | int) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema="x"), "results has the schema 'x'"),
+        (lambda d: d.pop("created"), "results.created is missing."),
+        (lambda d: d.update(subjects=[]), "results.subjects is empty."),
+        (lambda d: d.update(subjects=["x"]), "results.subjects[0] is not a table."),
+        (
+            lambda d: d["subjects"].append(d["subjects"][0]),
+            "results.subjects has two of one name.",
+        ),
+        (
+            lambda d: d["environment"]["start"].update(load1="x"),
+            "results.environment.start.load1 is of the wrong type.",
+        ),
+        (
+            lambda d: d["environment"]["end"].update(temperatures_c={"cpu": "hot"}),
+            "results.environment.end.temperatures_c must be a list of finite numbers.",
+        ),
+        (
+            lambda d: d["environment"]["constraint"].update(cpus=["0"]),
+            "results.environment.constraint.cpus must be a list of integers.",
+        ),
+        (
+            lambda d: d["subjects"][1].update(native=1),
+            "results.subjects[1].native is of the wrong type.",
+        ),
+        (
+            lambda d: d["subjects"][1].update(file_bytes=True),
+            "results.subjects[1].file_bytes is of the wrong type.",
+        ),
+        (
+            lambda d: d["subjects"][0].update(cold_start_ms=[float("nan")]),
+            "results.subjects[0].cold_start_ms must be a list of finite numbers.",
+        ),
+        (
+            lambda d: d["subjects"][0]["scenarios"].update(burst={}),
+            "results.subjects[0].scenarios.burst is not known",
+        ),
+        (
+            lambda d: at(d, "subjects", 0, "scenarios", "offline").update(rounds=[]),
+            "results.subjects[0].scenarios.offline.rounds is empty.",
+        ),
+        (
+            lambda d: at(d, "subjects", 0, "scenarios", "offline", "rounds", 1).update(pictures=0),
+            "results.subjects[0].scenarios.offline.rounds[1].pictures is 0; it must be at least 1.",
+        ),
+        (
+            lambda d: at(d, "subjects", 0, "scenarios", "single-stream", "rounds", 1).update(
+                samples_ns=[0]
+            ),
+            "results.subjects[0].scenarios.single-stream.rounds[1].samples_ns must be times",
+        ),
+    ],
+)
+def test_a_damaged_document(change: Callable[[Any], object], message: str) -> None:
+    document = copy.deepcopy(results().to_dict())
+    change(document)
+    with pytest.raises(ConfigError) as caught:
+        Results.from_dict(document)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"schema": NaN}'])
+def test_a_file_that_is_no_document(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"results\.json"):
+        Results.read(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Results.read(tmp_path / "none.json")

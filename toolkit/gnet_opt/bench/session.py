@@ -1,0 +1,486 @@
+"""A run of `gnet-opt bench`: processes are started, warmed up and measured in turns.
+
+Every subject has processes of its own. Scenarios are measured one after the other, each in rounds
+in which all subjects have their turn in an order by chance, so that what the machine does beside
+meets all of them and ratios can be taken within a round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gnet_opt.bench.latency import percentile_ms
+from gnet_opt.bench.limits import Constraint
+from gnet_opt.bench.process import TIMEOUT, Subject, WorkerProcess, started
+from gnet_opt.bench.results import Measured, Offline, Scenario, Server, Stream, Trial
+from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY, SERVER, SINGLE_STREAM
+from gnet_opt.errors import BackendError, ConfigError
+from gnet_opt.preprocess import Preprocess
+from gnet_opt.progress import Progress, silent
+from gnet_opt.runtime import FloatArray, Profile
+
+BOUND_FACTOR = 4.0
+"""The latency bound of the server scenario where none is asked for, in p90 of single-stream of the
+slowest subject: one bound for all, which leaves each of them room to let some queries wait."""
+
+_STEPS = 6
+"""Rates that are tried; each halves the interval in which the highest one lies."""
+
+_QUERIES = 100
+"""Queries at one rate, so that one of them may be late."""
+
+_LONGEST = 10.0
+"""Seconds at one rate that a slow subject is given; it gets fewer queries for it, ..."""
+
+_FEWEST = 10
+"""... but so many."""
+
+_PROFILED_RUNS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        scenarios: Which, of `gnet_opt.bench.scenarios.SCENARIOS`.
+        rounds: Turns of each subject in each scenario.
+        seconds: Least duration of a turn.
+        count: Least number of queries in a turn.
+        seed: Of the order of turns and of arrivals.
+        latency_bound_ms: Of the server scenario, None for `BOUND_FACTOR`.
+        threads: CPU threads of every subject, None for the runtime's own choice.
+        constraint: What the processes may use.
+        starts: How often each subject's process is started to time it.
+        warm_up: Longest time to wait for steady times, in seconds, a subject.
+        timeout: How long a worker may take for one answer, in seconds, beyond what was asked.
+    """
+
+    scenarios: tuple[str, ...] = (SINGLE_STREAM,)
+    rounds: int = 5
+    seconds: float = 1.0
+    count: int = 5
+    seed: int = 0
+    latency_bound_ms: float | None = None
+    threads: int | None = None
+    constraint: Constraint = field(default_factory=Constraint)
+    starts: int = 3
+    warm_up: float = 5.0
+    timeout: float = TIMEOUT
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.count, self.starts) < 1 or min(self.seconds, self.warm_up) < 0:
+            raise ConfigError(
+                "A measurement needs at least one round, one query in it and one start, and no "
+                f"negative time: {self}."
+            )
+        if not self.scenarios:
+            raise ConfigError("A measurement needs at least one scenario.")
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as it stands in the result file."""
+        return {
+            "count": self.count,
+            "latency_bound_ms": self.latency_bound_ms,
+            "rounds": self.rounds,
+            "scenarios": list(self.scenarios),
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A subject with what it is measured on.
+
+    Attributes:
+        subject: What to run.
+        pictures: Preprocessed: float32 of shape (N, 3, height, width), at least one.
+        preprocess: How a picture file becomes one of them.
+        files: Picture files to go through from end to end.
+        source: What these files are, for the result.
+        batch: The most pictures at a time that the model takes and a query has: 1 or `QUERY`.
+    """
+
+    subject: Subject
+    pictures: FloatArray
+    preprocess: Preprocess
+    files: tuple[Path, ...]
+    source: str
+    batch: int = 1
+
+
+def measure(entries: Sequence[Entry], plan: Plan, progress: Progress = silent) -> list[Measured]:
+    """Measure subjects side by side; workers are ended whatever happens.
+
+    Raises:
+        MissingDependencyError: A worker misses its runtime.
+        BackendError: A worker cannot load or run its subject, died or gave no answer in time.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        benches = [
+            _Bench(entry, plan, Path(folder) / str(index)) for index, entry in enumerate(entries)
+        ]
+        steps = _steps(benches, plan, stack)
+        for step in progress(steps, "Measuring", len(steps)):
+            step()
+        return [bench.measured(_bound_ms(benches, plan)) for bench in benches]
+
+
+def profile(entry: Entry, plan: Plan) -> Profile:
+    """What the runtime executes of one subject, told by a process of its own.
+
+    Raises:
+        MissingDependencyError: The runtime is not installed.
+        BackendError: The backend cannot tell on this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as folder:
+        picture = Path(folder) / "input.npy"
+        np.save(picture, entry.pictures[:1])
+        with started(entry.subject.name, Path(folder) / "stderr") as worker:
+            _limit(worker, plan.constraint)
+            return worker.profile(entry.subject, picture, plan.threads, _PROFILED_RUNS)
+
+
+_Step = Callable[[], object]
+
+
+def _steps(benches: Sequence[_Bench], plan: Plan, stack: contextlib.ExitStack) -> list[_Step]:
+    """Everything to do, in order."""
+    chance = random.Random(plan.seed)
+    steps: list[_Step] = []
+
+    def in_turns(times: int, turn: Callable[[_Bench, int], object]) -> None:
+        order = list(benches)
+        for index in range(times):
+            # In a fixed order a subject would always follow the same other one.
+            chance.shuffle(order)
+            steps.extend(functools.partial(turn, bench, index) for bench in order)
+
+    in_turns(plan.starts - 1, lambda bench, _: bench.start_once())
+    steps += [functools.partial(bench.start, stack) for bench in benches]
+    steps += [bench.warm for bench in benches]
+    wanted = set(plan.scenarios)
+    # The server scenario needs to know where to look for its rate.
+    if wanted & {SINGLE_STREAM, SERVER}:
+        in_turns(plan.rounds, lambda bench, _: bench.single_stream())
+    if MULTI_STREAM in wanted:
+        in_turns(plan.rounds, lambda bench, _: bench.multi_stream())
+    if OFFLINE in wanted:
+        in_turns(plan.rounds, lambda bench, _: bench.offline())
+    if SERVER in wanted:
+        in_turns(_STEPS, lambda bench, index: bench.serve(_bound_ms(benches, plan), index))
+    in_turns(plan.rounds, lambda bench, _: bench.end_to_end())
+    # A sustained run of each subject, and its energy, come here: workers are still loaded.
+    return steps
+
+
+def _bound_ms(benches: Sequence[_Bench], plan: Plan) -> float:
+    """The latency bound of the server scenario; 0 where nothing was measured to take it from."""
+    if plan.latency_bound_ms is not None:
+        return plan.latency_bound_ms
+    singles = [bench.singles for bench in benches]
+    if not all(singles):
+        return 0.0
+    return BOUND_FACTOR * max(percentile_ms(sum(rounds, ()), 90) for rounds in singles)
+
+
+class _Bench:
+    """One subject with its process, and what it gave so far."""
+
+    def __init__(self, entry: Entry, plan: Plan, folder: Path) -> None:
+        folder.mkdir()
+        self._entry = entry
+        self._plan = plan
+        self._input = folder / "input.npy"
+        np.save(self._input, entry.pictures)
+        self._started: list[tuple[float, float, float]] = []
+        self._warm: dict[str, Any] = {}
+        self._worker: WorkerProcess | None = None
+        self._peak: int | None = None
+        self.singles: list[tuple[int, ...]] = []
+        self._multiples: list[tuple[int, ...]] = []
+        self._offline: list[tuple[int, int]] = []
+        self._trials: list[Trial] = []
+        self._steps: dict[str, list[int]] = {}
+
+    def start_once(self) -> None:
+        """Start a process, compute one picture and end it."""
+        with contextlib.ExitStack() as stack:
+            self.start(stack)
+        self._worker = None
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start a process that stays until the stack is closed, and compute one picture."""
+        entry, plan = self._entry, self._plan
+        begin = time.perf_counter_ns()
+        worker = stack.enter_context(started(entry.subject.name, self._input.with_name("stderr")))
+        with _explained(plan.constraint):
+            _limit(worker, plan.constraint)
+            loaded = worker.load(entry.subject, self._input, plan.threads, plan.timeout)
+        cold = time.perf_counter_ns() - begin
+        self._started.append((cold / 1e6, loaded["load_ns"] / 1e6, loaded["first_ns"] / 1e6))
+        self._worker = worker
+
+    def warm(self) -> None:
+        """Run until times are steady."""
+        self._warm = self._ask("warm", self._plan.warm_up)
+
+    def single_stream(self) -> None:
+        """A turn of single pictures."""
+        answer = self._ask("measure", self._plan.seconds, count=self._plan.count)
+        self.singles.append(tuple(answer["samples_ns"]))
+
+    def multi_stream(self) -> None:
+        """A turn of queries of eight pictures."""
+        answer = self._ask(
+            "measure",
+            self._plan.seconds,
+            batch=self._entry.batch,
+            count=self._plan.count,
+            pictures=QUERY,
+        )
+        self._multiples.append(tuple(answer["samples_ns"]))
+
+    def offline(self) -> None:
+        """A turn of as many pictures as possible."""
+        answer = self._ask(
+            "offline", self._plan.seconds, batch=self._entry.batch, count=self._plan.count
+        )
+        self._offline.append((answer["pictures"], answer["elapsed_ns"]))
+
+    def serve(self, bound_ms: float, step: int) -> None:
+        """Try the rate in the middle between the highest good one and the lowest bad one."""
+        good = [trial.offered_qps for trial in self._trials if trial.within]
+        bad = [trial.offered_qps for trial in self._trials if not trial.within]
+        # More than one query after the other cannot be served at all.
+        most = 1e9 / statistics.median(sum(self.singles, ()))
+        rate = (max(good, default=0.0) + min(bad, default=most)) / 2
+        count = max(_FEWEST, min(_QUERIES, int(rate * _LONGEST)), int(rate * self._plan.seconds))
+        answer = self._ask(
+            "serve",
+            count / rate,
+            bound_ns=bound_ms * 1e6,
+            count=count,
+            rate=rate,
+            seed=self._plan.seed + step,
+        )
+        self._trials.append(
+            Trial(
+                offered_qps=rate,
+                samples_ns=tuple(answer["samples_ns"]),
+                late=answer["late"],
+                within=answer["within"],
+            )
+        )
+
+    def end_to_end(self) -> None:
+        """Every picture file once, from its bytes to logits."""
+        answer = self._ask(
+            "end-to-end",
+            0.0,
+            files=[str(path.resolve()) for path in self._entry.files],
+            preprocess=self._entry.preprocess.to_dict(),
+        )
+        for name, times in answer.items():
+            self._steps.setdefault(name, []).extend(times)
+
+    def measured(self, bound_ms: float) -> Measured:
+        """What all of it gave."""
+        wanted, batch = self._plan.scenarios, self._entry.batch
+        found: dict[str, Scenario] = {}
+        if SINGLE_STREAM in wanted:
+            found[SINGLE_STREAM] = Stream(rounds=tuple(self.singles))
+        if MULTI_STREAM in wanted:
+            found[MULTI_STREAM] = Stream(
+                rounds=tuple(self._multiples), query_pictures=QUERY, batch=batch
+            )
+        if OFFLINE in wanted:
+            found[OFFLINE] = Offline(rounds=tuple(self._offline), batch=batch)
+        if SERVER in wanted:
+            found[SERVER] = Server(rounds=tuple(self._trials), bound_ms=bound_ms)
+        cold, load, first = zip(*self._started, strict=True)
+        return Measured(
+            cold_start_ms=cold,
+            load_ms=load,
+            first_ms=first,
+            peak_rss_bytes=self._peak,
+            warm_up=self._warm,
+            scenarios=found,
+            end_to_end={
+                **self._steps,
+                "pictures": len(self._steps["infer_ns"]),
+                "source": self._entry.source,
+            },
+        )
+
+    def _ask(self, doing: str, seconds: float, **more: Any) -> dict[str, Any]:
+        assert self._worker is not None  # started first
+        request = {"do": doing, "seconds": seconds, **more}
+        with _explained(self._plan.constraint):
+            answer = self._worker.ask(request, seconds + self._plan.timeout)
+        # It only grows; decoding pictures, which comes last, is not part of it.
+        self._peak = answer.get("peak_rss_bytes", self._peak)
+        return answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A way to run a model.
+
+    Attributes:
+        threads: CPU threads of a process.
+        streams: Processes side by side, each with CPUs of its own.
+        batch: Pictures at a time.
+    """
+
+    threads: int
+    streams: int
+    batch: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The setting for a result file."""
+        return {"batch": self.batch, "streams": self.streams, "threads": self.threads}
+
+
+def settings(cpus: int, batch: int) -> list[Setting]:
+    """What a sweep tries: powers of two and all CPUs, as threads of one process or of several.
+
+    Args:
+        cpus: How many there are.
+        batch: The most pictures at a time.
+    """
+    counts = sorted({2**power for power in range(cpus.bit_length()) if 2**power <= cpus} | {cpus})
+    return [
+        Setting(threads=threads, streams=streams, batch=pictures)
+        for threads in counts
+        for streams in sorted({1, cpus // threads})
+        for pictures in sorted({1, batch})
+    ]
+
+
+def sweep(entry: Entry, plan: Plan, progress: Progress = silent) -> dict[str, Any]:
+    """Find the best threads, streams and batch for throughput, and the best threads for latency.
+
+    Settings take turns in rounds, each turn with new processes.
+
+    Returns:
+        `settings`, each with its pictures a second and p90 in milliseconds by round (the latter of
+        one stream and single pictures alone), and the `best` for `latency` and `throughput`.
+
+    Raises:
+        MissingDependencyError: The runtime is not installed.
+        BackendError: A worker cannot load or run the subject, died or gave no answer in time.
+    """
+    cpus = plan.constraint.cpus or _own_cpus()
+    tried = settings(len(cpus), entry.batch)
+    rates: dict[Setting, list[float]] = {setting: [] for setting in tried}
+    times: dict[Setting, list[float]] = {setting: [] for setting in tried}
+    chance = random.Random(plan.seed)
+    turns = [setting for _ in range(plan.rounds) for setting in chance.sample(tried, len(tried))]
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-sweep-") as folder:
+        picture = Path(folder) / "input.npy"
+        np.save(picture, entry.pictures)
+        for setting in progress(turns, "Sweeping", len(turns)):
+            rate, p90_ms = _turn(entry, plan, setting, cpus, picture)
+            rates[setting].append(rate)
+            if p90_ms is not None:
+                times[setting].append(p90_ms)
+    rows = [
+        {**setting.to_dict(), "p90_ms": times[setting], "pictures_per_second": rates[setting]}
+        for setting in tried
+    ]
+    quickest = min(filter(times.get, tried), key=lambda s: statistics.median(times[s]))
+    most = max(tried, key=lambda s: statistics.median(rates[s]))
+    return {
+        "best": {
+            "latency": {
+                **quickest.to_dict(),
+                "p90_ms": statistics.median(times[quickest]),
+            },
+            "throughput": {
+                **most.to_dict(),
+                "pictures_per_second": statistics.median(rates[most]),
+            },
+        },
+        "settings": rows,
+    }
+
+
+def _turn(
+    entry: Entry, plan: Plan, setting: Setting, cpus: Sequence[int], picture: Path
+) -> tuple[float, float | None]:
+    """Pictures a second of one setting, and p90 in milliseconds where it is one of latency."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for index in range(setting.streams):
+            stderr = picture.with_name(f"stderr-{index}")
+            worker = stack.enter_context(started(entry.subject.name, stderr))
+            own = tuple(cpus[index * setting.threads : (index + 1) * setting.threads])
+            constraint = Constraint(
+                # Streams would share some CPUs and leave others alone.
+                cpus=own if setting.streams > 1 and _can_bind() else plan.constraint.cpus,
+                memory_bytes=plan.constraint.memory_bytes,
+            )
+            with _explained(plan.constraint):
+                _limit(worker, constraint)
+                worker.load(entry.subject, picture, setting.threads, plan.timeout)
+            warm = {"do": "warm", "seconds": plan.warm_up}
+            worker.ask(warm, plan.warm_up + plan.timeout)
+            workers.append(worker)
+        counted = {"count": plan.count, "seconds": plan.seconds}
+        for worker in workers:
+            worker.send({"do": "offline", "batch": setting.batch, **counted})
+        answers = [worker.answer("offline", plan.seconds + plan.timeout) for worker in workers]
+        rate = sum(1e9 * answer["pictures"] / answer["elapsed_ns"] for answer in answers)
+        if setting.streams > 1 or setting.batch > 1:
+            return rate, None
+        request = {"do": "measure", **counted}
+        answer = workers[0].ask(request, plan.seconds + plan.timeout)
+        return rate, percentile_ms(answer["samples_ns"], 90)
+
+
+def _limit(worker: WorkerProcess, constraint: Constraint) -> None:
+    """Put a worker under a constraint before it loads anything."""
+    if constraint:
+        worker.ask({"do": "limit", **constraint.to_dict()}, TIMEOUT)
+
+
+@contextlib.contextmanager
+def _explained(constraint: Constraint) -> Iterator[None]:
+    """Say with a worker's error that its memory is limited: runtimes name all kinds of causes."""
+    try:
+        yield
+    except BackendError as error:
+        if constraint.memory_bytes is None:
+            raise
+        raise BackendError(
+            f"{error} Its memory is limited to {constraint.memory_bytes / 2**20:.0f} MiB; if that "
+            "is the cause, allow more with --memory."
+        ) from error
+
+
+def _own_cpus() -> tuple[int, ...]:
+    if _can_bind():
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _can_bind() -> bool:
+    return hasattr(os, "sched_getaffinity")

@@ -29,6 +29,12 @@ def pictures(count: int, seed: int = 0) -> FloatArray:
     return np.ascontiguousarray(np.repeat(np.repeat(coarse, 4, 2), 4, 3)[:, :, :SIDE, :SIDE])
 
 
+def pixel_pictures(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Smooth random pixels: uint8 of shape (count, SIDE, SIDE, 3)."""
+    levels = np.clip(pictures(count, seed) * 50 + 120, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(levels, 1, -1))
+
+
 def float_net(*, batch: int | str = 1, lrn: bool = True, seed: int = 0) -> onnx.ModelProto:
     """A two-module Inception net with LRN, MaxPool, Concat, GAP and Gemm.
 

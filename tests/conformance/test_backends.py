@@ -14,7 +14,9 @@ from conformance import models
 from gnet_opt import backends
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.errors import BackendError, MissingDependencyError
+from gnet_opt.preprocess import Preprocess
 from gnet_opt.runtime import INTEGERS, Artifact, Backend
+from gnet_opt.stages.pixels import take_pixels
 from gnet_opt.target import find
 
 TARGET = find("openvino-cpu")
@@ -42,6 +44,25 @@ def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     nets["dynamic"] = models.float_net(batch="N")
     nets["dynamic-u8"] = models.quantize(nets["dynamic"], images, "u8", weight_bits=7)
     return {name: models.save(net, folder / f"{name}.onnx") for name, net in nets.items()}
+
+
+PIXELS = Preprocess(resize=models.SIDE, crop=models.SIDE, channels="bgr", input="uint8")
+
+
+@pytest.fixture(scope="session")
+def pixel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Models with a float input, each with the one that takes pixels and computes the same."""
+    folder = tmp_path_factory.mktemp("pixels")
+    images = PIXELS.normalize(models.pixel_pictures(8, seed=1))
+    nets = {"float": models.float_net(), "dynamic": models.float_net(batch="N")}
+    nets["u8"] = models.quantize(nets["float"], images, "u8", weight_bits=7)
+    nets["s8"] = models.quantize(nets["float"], images, "s8", weight_bits=7)
+    files = {}
+    for name, net in nets.items():
+        plain, taking = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
+        take_pixels(models.save(net, plain), taking, PIXELS, models.pixel_pictures(1))
+        files[name] = (plain, taking)
+    return files
 
 
 @pytest.fixture(params=RUNNABLE)
@@ -245,6 +266,65 @@ def test_a_wrong_input_is_named_for_a_free_batch(
         for shape in ((1, 3, 5, 5), (0, 3, 17, 17)):
             with pytest.raises(BackendError, match=r"takes float32 of shape \(N, 3, 17, 17\)"):
                 runner.run(np.zeros(shape, np.float32))
+
+
+def taking_pixels(backend: Backend) -> Backend:
+    if not getattr(backend, "takes_pixels", False):
+        pytest.skip(f"{backend.name} does not say that it takes pixels")
+    return backend
+
+
+@pytest.mark.parametrize("net", ["float", "u8", "s8", "dynamic"])
+def test_pixels_give_what_the_float_input_gives(
+    backend: Backend, net: str, pixel_files: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    plain, taking = pixel_files[net]
+    artifact = compiled(taking_pixels(backend), taking, tmp_path)
+    images = models.pixel_pictures(16, seed=2)
+    with open_reference(plain, threads=1) as runner:
+        expected = np.concatenate([runner.run(one[None]) for one in PIXELS.normalize(images)])
+    with backend.open(artifact, threads=1) as runner:
+        actual = np.concatenate([runner.run(PIXELS.tensor(image)[None]) for image in images])
+        strided = np.asfortranarray(images[:1])
+        np.testing.assert_array_equal(runner.run(strided), actual[:1])
+        if net == "dynamic":
+            np.testing.assert_allclose(runner.run(images), actual, rtol=1e-4, atol=1e-4)
+    assert actual.dtype == np.float32
+    if backend.name == "reference":
+        np.testing.assert_array_equal(actual, expected)
+    assert decibels(expected, actual) >= (INT8_DB if net in ("u8", "s8") else FLOAT_DB)
+
+
+def test_a_model_for_pixels_takes_no_floats(
+    backend: Backend, pixel_files: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    artifact = compiled(taking_pixels(backend), pixel_files["u8"][1], tmp_path)
+    with backend.open(artifact, threads=1) as runner:
+        for wrong, got in (
+            (models.pictures(1), "float32 of shape (1, 3, 17, 17)"),
+            (models.pictures(1).astype(np.uint8), "uint8 of shape (1, 3, 17, 17)"),
+            (np.zeros((1, 17, 17, 3), np.float32), "float32 of shape (1, 17, 17, 3)"),
+            (np.zeros((1, 17, 17, 3), np.int8), "int8 of shape (1, 17, 17, 3)"),
+        ):
+            with pytest.raises(BackendError) as caught:
+                runner.run(wrong)
+            assert str(caught.value) == (
+                f"{artifact.path} takes uint8 of shape (1, 17, 17, 3), but got {got}. "
+                "Preprocess pictures with the bundle's own preprocess."
+            )
+        assert runner.run(models.pixel_pictures(1)).shape == (1, models.CLASSES)
+
+
+def test_a_profile_of_a_model_for_pixels(
+    profiling: Backend, pixel_files: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    artifact = compiled(taking_pixels(profiling), pixel_files["u8"][1], tmp_path)
+    profile = profiling.profile(artifact, models.pixel_pictures(1), threads=1, runs=30)
+    layers = [node for node in profile.nodes if node.kind == "layer"]
+    assert len(layers) == 15
+    assert len([node for node in layers if node.precision in INTEGERS]) >= 13
+    unknown = {node.operator for node in profile.nodes if node.kind == "other"}
+    assert not unknown & {"Cast", "Convert", "Div", "Gather", "Sub", "Transpose"}
 
 
 def test_a_closed_runner_says_so(

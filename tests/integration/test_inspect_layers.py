@@ -251,7 +251,8 @@ def test_a_file_that_takes_no_picture(shape: list[int | str], tmp_path: Path) ->
     assert (done.code, done.out) == (4, "")
     assert done.err == (
         f"gnet-opt: {path} does not take one picture: its layers are timed with a float32 input of "
-        "shape (1, 3, height, width), height and width fixed. Export it with such an input.\n"
+        "shape (1, 3, height, width) or a uint8 one of shape (1, height, width, 3), height and "
+        "width fixed. Export it with such an input.\n"
     )
 
 

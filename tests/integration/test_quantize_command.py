@@ -140,6 +140,7 @@ def test_a_dry_run_writes_nothing(
     assert done.json == {
         "calibration": {"images": 12, "set": "calibration"},
         "evaluation": {"images": 16, "set": "evaluation"},
+        "input": "float32",
         "model": {"classes": 5, "name": "small"},
         "notes": [
             FEW,

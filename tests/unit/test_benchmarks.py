@@ -511,3 +511,81 @@ class TestTables:
         readmes[1].write_text("no markers\n", encoding="utf-8")
         with pytest.raises(SystemExit, match="<!-- quantizers -->"):
             tables.write_tables()
+
+
+class TestInputInGraph:
+    @pytest.fixture
+    def program(self, load: Callable[[str], ModuleType]) -> ModuleType:
+        return load("input_in_graph")
+
+    @pytest.fixture
+    def found(self, program: ModuleType, tmp_path: Path) -> list[Any]:
+        """Both inputs, and the usual expression, of one model."""
+        from conformance import models
+        from gnet_opt import backends
+        from gnet_opt.preprocess import Preprocess
+        from gnet_opt.stages.pixels import take_pixels
+
+        size: Any = {"channels": "bgr", "crop": models.SIDE, "resize": models.SIDE}
+        plain = models.save(models.float_net(), tmp_path / "plain.onnx")
+        take_pixels(plain, tmp_path / "p.onnx", Preprocess(**size), models.pixel_pictures(1))
+        made = []
+        for kind in (program.PLAIN, program.USUAL, program.PIXELS):
+            pixels = kind == program.PIXELS
+            out = tmp_path / kind
+            out.mkdir()
+            file = tmp_path / "p.onnx" if pixels else plain
+            made.append(
+                program.Way(
+                    backend="onnxruntime",
+                    precision="float",
+                    input=kind,
+                    artifact=backends.get("onnxruntime").compile(file, target.find("arm64"), out),
+                    preprocess=Preprocess(**size, input="uint8" if pixels else "float32"),
+                )
+            )
+        return made
+
+    def test_all_ways_give_the_model_the_same(self, found: list[Any]) -> None:
+        from conformance import models
+
+        (pixels,) = models.pixel_pictures(1)
+        plain, usual, taken = [way.values(pixels) for way in found]
+        assert np.array_equal(plain, usual)
+        assert np.array_equal(taken, pixels)
+
+    def test_measures_every_way_in_every_round(
+        self, program: ModuleType, found: list[Any], tmp_path: Path
+    ) -> None:
+        from PIL import Image
+
+        files = []
+        for index in range(3):
+            files.append(tmp_path / f"{index}.png")
+            Image.new("RGB", (30 + index, 40), (9, 8, 7)).save(files[-1])
+        turns = program.measure(found, tuple(files), 1, sittings=1, rounds=2)
+        assert list(turns) == [way.name for way in found]
+        assert {len(taken) for taken in turns.values()} == {2}
+        assert {len(steps) for taken in turns.values() for steps in taken} == {3}
+        assert all(
+            time > 0 for taken in turns.values() for steps in taken for one in steps for time in one
+        )
+
+    def test_sums_up_within_rounds(self, program: ModuleType, found: list[Any]) -> None:
+        plain, usual, taken = [way.name for way in found]
+        million = 1_000_000
+        turns = {
+            plain: [[(million, million, 2 * million, 4 * million)] * 3, [(0, 0, 0, 8 * million)]],
+            usual: [[(million, million, 5 * million, 4 * million)] * 3, [(0, 0, 0, 9 * million)]],
+            taken: [[(million, million, 0, 4 * million)] * 3, [(0, 0, 0, 4 * million)]],
+        }
+        result = program.summary(found, turns)
+        assert result["ways"][plain]["n"] == 4
+        assert result["ways"][plain]["rounds_ms"]["picture"] == [8.0, 8.0]
+        assert result["ways"][taken]["median_ms"]["infer"] == 4.0
+        assert result["ways"][taken]["spread"] == 0.4
+        over_plain, over_usual = result["gains"]
+        assert (over_plain["over"], over_usual["over"]) == (program.PLAIN, program.USUAL)
+        assert over_plain["saved_ms"] == {"high": 3.5, "low": 2.5, "median": 3.0}
+        assert over_usual["saved_ms"]["median"] == 5.0
+        assert over_plain["times_as_fast"]["median"] == (8 / 6 + 8 / 4) / 2

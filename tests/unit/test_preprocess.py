@@ -111,6 +111,40 @@ def test_normalize_takes_any_number_of_pictures() -> None:
         assert np.array_equal(one, IMAGENET.normalize(picture))
 
 
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_normalize_is_exact(channels: Any) -> None:
+    """Each level by itself, in the arithmetic of the definition."""
+    mean, std = (123.675, -7.3, 0.0), (58.395, 0.017, 1.0)
+    preprocess = Preprocess(channels=channels, mean=mean, std=std)
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
+    values = preprocess.normalize(levels)
+    assert values.dtype == np.float32
+    for channel in range(3):
+        for level in range(256):
+            expected = (np.float32(level) - np.float32(mean[channel])) / np.float32(std[channel])
+            assert values[channel, 0, level] == expected
+
+
+def test_what_a_model_takes(tmp_path: Path) -> None:
+    noise((40, 50)).save(tmp_path / "a.png")
+    plain = Preprocess(resize=32, crop=24, channels="bgr")
+    taking = Preprocess(resize=32, crop=24, channels="bgr", input="uint8")
+    pixels = plain.load_pixels(tmp_path / "a.png")
+    assert np.array_equal(plain.tensor(pixels), plain.normalize(pixels))
+    assert np.array_equal(plain.load(tmp_path / "a.png"), plain.normalize(pixels))
+    for taken in (taking.tensor(pixels), taking.load(tmp_path / "a.png")):
+        assert taken.dtype == np.uint8
+        assert taken.flags.c_contiguous
+        assert np.array_equal(taken, pixels)
+    assert np.array_equal(taking.normalize(pixels), plain.normalize(pixels))
+    assert taking.tensor(pixels[None, ::2]).flags.c_contiguous
+
+
+def test_the_usual_input_is_not_written() -> None:
+    assert "input" not in IMAGENET.to_dict()
+    assert Preprocess(input="uint8").to_dict()["input"] == "uint8"
+
+
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest"])
 def test_interpolations_are_torchvisions(name: Any) -> None:
     from torchvision.transforms import InterpolationMode, Resize
@@ -144,6 +178,7 @@ preprocesses = st.builds(
     extra=st.integers(0, 4096),
     interpolation=st.sampled_from(["bilinear", "bicubic", "nearest"]),
     channels=st.sampled_from(["rgb", "bgr"]),
+    input=st.sampled_from(["float32", "uint8"]),
     mean=st.tuples(finite, finite, finite),
     std=st.tuples(positive, positive, positive),
 )
@@ -173,8 +208,8 @@ SIZE_MESSAGE = (
     [
         (
             {"sise": 3},
-            "preprocess.sise is not known; the keys are channels, crop, interpolation, mean, "
-            "resize, std.",
+            "preprocess.sise is not known; the keys are channels, crop, input, interpolation, "
+            "mean, resize, std.",
         ),
         ({"resize": 200}, SIZE_MESSAGE.format(200, 224)),
         ({"crop": 0}, SIZE_MESSAGE.format(256, 0)),
@@ -190,6 +225,8 @@ SIZE_MESSAGE = (
         ),
         ({"channels": "RGB"}, "preprocess.channels is 'RGB'; it must be rgb or bgr."),
         ({"channels": {}}, "preprocess.channels is {}; it must be rgb or bgr."),
+        ({"input": "float16"}, "preprocess.input is 'float16'; it must be float32 or uint8."),
+        ({"input": []}, "preprocess.input is []; it must be float32 or uint8."),
         ({"mean": [1, 2]}, "preprocess.mean must be three finite numbers, one a channel."),
         (
             {"std": [1, 2, math.nan]},

@@ -257,7 +257,7 @@ def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
     dynamic = isinstance(export, dict) and export.get("batch") == "dynamic"
     return Entry(
         subject=Subject(name=candidate.name, artifact=candidate.artifact, resolve=_RESOLVE),
-        pictures=bundle.preprocess.normalize(golden.pixels),
+        pictures=bundle.preprocess.tensor(golden.pixels),
         preprocess=bundle.preprocess,
         files=files,
         source=source,

@@ -21,7 +21,7 @@ from gnet_opt.bench.accuracy import sqnr_db
 from gnet_opt.errors import BackendError, IntegrityError
 from gnet_opt.files import atomic_path
 from gnet_opt.preprocess import FloatArray, PixelArray, Preprocess
-from gnet_opt.runtime import Runner, run_all
+from gnet_opt.runtime import InputArray, Runner, run_all
 
 FILE = "golden.npz"
 COUNT = 8
@@ -146,13 +146,13 @@ class Golden:
         return worst
 
     def replay(
-        self, runner: Runner, inputs: FloatArray, tolerance: float, backend: str
+        self, runner: Runner, inputs: InputArray, tolerance: float, backend: str
     ) -> float | None:
         """Run the golden inputs and compare with the golden outputs.
 
         Args:
             runner: The model on this machine.
-            inputs: `pixels`, normalized.
+            inputs: `pixels` as the model takes them: what `Preprocess.tensor` gives.
             tolerance: Least SQNR, in dB.
             backend: What runs it, for messages.
 

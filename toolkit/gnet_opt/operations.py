@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gnet_opt import backends
-from gnet_opt.backends.onnxruntime import open_reference
+from gnet_opt.backends.onnxruntime import input_type, open_reference
 from gnet_opt.bench import accuracy, layers
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
@@ -22,9 +23,9 @@ from gnet_opt.golden import Golden, draw_picture
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
-from gnet_opt.preprocess import IMAGENET, FloatArray, Preprocess
+from gnet_opt.preprocess import IMAGENET, PixelArray, Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import Artifact, Backend, Runner
+from gnet_opt.runtime import Artifact, Backend, InputArray, Runner
 from gnet_opt.stages import prepare
 from gnet_opt.target import Match
 
@@ -37,7 +38,15 @@ _BUILD_MODULES = (
     "torch",
     "torchvision",
 )
-_SAY = "ImageNet mean and standard deviation are assumed. Pass --card with a model card to say it."
+_SAY = "Pass --card with a model card to say it."
+_ASSUMED = (
+    "An ONNX file does not say how pictures become its input: ImageNet mean and standard deviation "
+    f"are assumed. {_SAY}"
+)
+_ASSUMED_SIZE = (
+    "An ONNX file does not say how pictures are resized: the shorter side to "
+    f"{IMAGENET.resize} pixels and a crop of {IMAGENET.crop} are assumed. {_SAY}"
+)
 
 
 def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
     samples = Golden.read(bundle.path("golden"))
     pixels = samples.check_preprocess(bundle.preprocess)
     tolerance = float(bundle.manifest["golden"]["tolerance"]["sqnr_db"])
-    inputs = bundle.preprocess.normalize(samples.pixels)
+    inputs = bundle.preprocess.tensor(samples.pixels)
     name, runtime = open_bundle(bundle, threads=threads)
     foreign = not bundle.deferred and not is_native(bundle)
     try:
@@ -112,9 +121,22 @@ def is_native(bundle: Bundle) -> bool:
 
 
 def export(
-    model: Model, out: Path, *, batch: Literal[1, "dynamic"] = 1, progress: Progress = silent
+    model: Model,
+    out: Path,
+    *,
+    batch: Literal[1, "dynamic"] = 1,
+    input: Literal["float32", "uint8"] = "float32",
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the stripped and folded float graph; the claims are proved on drawn pictures.
+
+    Args:
+        model: The loaded model.
+        out: The file to write.
+        batch: 1, or `dynamic` for a symbolic batch dimension.
+        input: What the file takes: `float32`, normalised values, or `uint8`, pixels that its own
+            first nodes normalise.
+        progress: Shows the steps.
 
     Returns:
         The facts of each stage.
@@ -122,7 +144,16 @@ def export(
     Raises:
         ModelError: A stage failed, or changed the logits by more than it may.
     """
-    return prepare(model, _drawn_examples(model.preprocess), out, batch=batch, progress=progress)
+    pixels = _drawn_examples(model.preprocess)
+    examples = model.preprocess.normalize(pixels)
+    if input == "float32":
+        return prepare(model, examples, out, batch=batch, progress=progress)
+    from gnet_opt.stages.pixels import take_pixels
+
+    with tempfile.TemporaryDirectory(prefix="gnet-opt-") as scratch:
+        plain = Path(scratch) / "float.onnx"
+        facts = prepare(model, examples, plain, batch=batch, progress=progress)
+        return {**facts, "input": take_pixels(plain, out, model.preprocess, pixels)}
 
 
 def evaluate(
@@ -291,7 +322,7 @@ def inspect_layers(
             model, target = bundle.model, bundle.manifest["target"]["name"]
             backend = backend_of(bundle)
             artifact = backend.artifact(bundle.root)
-            batch = bundle.preprocess.normalize(Golden.read(bundle.path("golden")).pixels[:1])
+            batch = bundle.preprocess.tensor(Golden.read(bundle.path("golden")).pixels[:1])
             if not bundle.deferred and not is_native(bundle):
                 notes.append(f"This machine is not {target}: these are its own kernels.")
         else:
@@ -372,13 +403,13 @@ def _with_names(path: Path, scratch: Path) -> Path:
     return copy
 
 
-def _drawn_input(path: Path) -> FloatArray:
+def _drawn_input(path: Path) -> InputArray:
     """The drawn picture as the input of an ONNX file, ImageNet's mean and deviation assumed.
 
     Which picture it is hardly matters for the time of dense layers.
 
     Raises:
-        ModelError: The file does not take one RGB picture of a fixed size in float32.
+        ModelError: The file does not take one RGB picture of a fixed size, in float32 or as pixels.
     """
     import onnx_ir as ir
 
@@ -387,20 +418,24 @@ def _drawn_input(path: Path) -> FloatArray:
     graph = load_graph(path).graph
     given = [value for value in graph.inputs if value.name not in graph.initializers]
     shape = list(given[0].shape) if len(given) == 1 and given[0].shape is not None else []
+    pixels = bool(shape) and given[0].dtype == ir.DataType.UINT8
+    channels, sizes = (shape[3:], shape[1:3]) if pixels else (shape[1:2], shape[2:])
     if (
         len(shape) != 4
-        or shape[1] != 3
-        or not all(isinstance(size, int) for size in shape[2:])
+        or channels != [3]
+        or not all(isinstance(size, int) for size in sizes)
         or (isinstance(shape[0], int) and shape[0] != 1)
-        or given[0].dtype != ir.DataType.FLOAT
+        or given[0].dtype not in (ir.DataType.FLOAT, ir.DataType.UINT8)
     ):
         raise ModelError(
             f"{path} does not take one picture: its layers are timed with a float32 input of shape "
-            "(1, 3, height, width), height and width fixed. Export it with such an input."
+            "(1, 3, height, width) or a uint8 one of shape (1, height, width, 3), height and width "
+            "fixed. Export it with such an input."
         )
-    height, width = (int(str(size)) for size in shape[2:])
+    height, width = (int(str(size)) for size in sizes)
     picture = Image.fromarray(draw_picture()).resize((width, height))
-    return IMAGENET.normalize(np.asarray(picture)[None])
+    preprocess = replace(IMAGENET, input="uint8" if pixels else "float32")
+    return preprocess.tensor(np.asarray(picture)[None])
 
 
 def _onnx_of(
@@ -417,19 +452,26 @@ def _onnx_of(
     path = Path(spec)
     if not path.is_file():
         raise ModelError(f"{path} does not exist. Pass an ONNX file, a bundle or a model.")
+    preprocess: Preprocess = IMAGENET
+    labels: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = (_ASSUMED,)
     if card is not None:
         described = ModelCard.open(card)
-        if described.preprocess is not None and not described.transform_input:
-            return path, described.preprocess, described.labels, ()
-        raise ConfigError(
-            f"{card} does not say how pictures become the input of {path}. Give it a [preprocess] "
-            "table with the mean and std of the ONNX file itself, without transform_input."
-        )
-    return path, IMAGENET, (), ("An ONNX file does not say how pictures become its input: " + _SAY,)
+        if described.preprocess is None or described.transform_input:
+            raise ConfigError(
+                f"{card} does not say how pictures become the input of {path}. Give it a "
+                "[preprocess] table with the mean and std of the ONNX file itself, without "
+                "transform_input."
+            )
+        preprocess, labels, assumed = described.preprocess, described.labels, ()
+    if input_type(path) == "uint8":
+        preprocess = replace(preprocess, input="uint8")
+        assumed = (_ASSUMED_SIZE,) if card is None else ()
+    return path, preprocess, labels, assumed
 
 
-def _drawn_examples(preprocess: Preprocess) -> FloatArray:
+def _drawn_examples(preprocess: Preprocess) -> PixelArray:
     """Pictures that need no file: the golden one, mirrored and turned."""
     picture = draw_picture()
     views = (picture, picture[:, ::-1], picture[::-1], np.swapaxes(picture, 0, 1))
-    return np.stack([preprocess.normalize(preprocess.pixels(Image.fromarray(v))) for v in views])
+    return np.stack([preprocess.pixels(Image.fromarray(view)) for view in views])

@@ -89,12 +89,17 @@ def build(job: Plan, progress: Progress = silent) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """One precision on one backend, written and compiled in a folder of its own."""
+    """One precision on one backend, written and compiled in a folder of its own.
+
+    `plain` is the model with the float input that its network has: `model` itself, or what it was
+    made of where it takes pixels. Both give the same logits, so that whatever is judged is `plain`.
+    """
 
     precision: str
     backend: Backend
     scheme: Scheme | None
     folder: Path
+    plain: Path
     compiled: Artifact | Deferred
     facts: Mapping[str, Any]
     float_layers: frozenset[str] = frozenset()
@@ -158,7 +163,7 @@ class _Build:
         candidate = chosen.candidate
         with self._timed("golden"):
             judge = self._judge
-            outputs = judge.run(candidate.model)
+            outputs = judge.run(candidate.plain)
             shipped = judge.verdict(outputs)
             facts["golden"] = self._golden(candidate, outputs)
             facts["golden"]["sqnr_db"] = shipped.to_dict()["sqnr_db"]
@@ -326,13 +331,10 @@ class _Build:
     # --- one candidate --------------------------------------------------------------------------
 
     @cached_property
-    def _inputs(self) -> FloatArray:
-        """The pictures that become golden samples."""
-        return self._job.model.preprocess.normalize(self._pixels)
-
-    @cached_property
     def _judge(self) -> Judge:
-        return Judge(self._float, list(self._inputs), self._job.options.threads)
+        """On the pictures that become golden samples."""
+        inputs = self._job.model.preprocess.normalize(self._pixels)
+        return Judge(self._float, list(inputs), self._job.options.threads)
 
     @cached_property
     def _quantizer(self) -> Quantizer:
@@ -348,17 +350,21 @@ class _Build:
     ) -> _Candidate:
         """Write and compile one precision."""
         folder = Path(tempfile.mkdtemp(dir=self._scratch, prefix=f"{precision}-{backend.name}-"))
+        pixels = self._job.options.input == "uint8"
+        plain = self._scratch / f"{folder.name}.onnx" if pixels else folder / MODEL
         facts: dict[str, Any] = {}
         if scheme is not None:
             with self._timed("quantize"):
-                facts = self._quantizer.write(folder / MODEL, scheme, keep_float)
+                facts = self._quantizer.write(plain, scheme, keep_float)
         elif precision == "fp16":
             from gnet_opt.quantization.half import write_half
 
             with self._timed("half"):
-                facts = write_half(self._float, folder / MODEL)
+                facts = write_half(self._float, plain)
         else:
-            shutil.copyfile(self._float, folder / MODEL)
+            shutil.copyfile(self._float, plain)
+        if pixels:
+            facts = {**facts, "input": self._take_pixels(plain, folder / MODEL)}
         with self._timed("compile"):
             compiled = backend.compile(folder / MODEL, self._job.target, folder)
         return _Candidate(
@@ -366,6 +372,7 @@ class _Build:
             backend=backend,
             scheme=scheme,
             folder=folder,
+            plain=plain,
             compiled=compiled,
             facts=facts,
             float_layers=keep_float,
@@ -377,7 +384,7 @@ class _Build:
             return self._score([candidate])[candidate.name]
         try:
             # The golden pictures, too, must stay within its range.
-            self._judge(candidate.model)
+            self._judge(candidate.plain)
             return self._score([candidate])[candidate.name]
         except BackendError as error:
             raise BackendError(
@@ -396,11 +403,12 @@ class _Build:
                 if not self._is_float(candidate)
             ]
             if self._float_logits is None:
-                subjects.insert(0, self._subject(_FLOAT, self._float, self._float_artifact))
+                beside = self._subject(_FLOAT, self._float_beside, self._float_artifact)
+                subjects.insert(0, beside)
             logits = accuracy.collect_apart(
                 subjects,
                 job.evaluation,
-                job.model.preprocess,
+                job.preprocess,
                 threads=job.options.threads,
                 progress=self._progress,
             )
@@ -438,7 +446,7 @@ class _Build:
                     Subject(name=name, artifact=artifact, resolve=_RESOLVE)
                     for name, artifact in artifacts.items()
                 ],
-                job.model.preprocess.normalize(self._pixels[:1]),
+                job.preprocess.tensor(self._pixels[:1]),
                 threads=job.options.threads or this_machine().cores,
                 progress=self._progress,
             )
@@ -468,7 +476,22 @@ class _Build:
         """The float model compiled by the target's own backend."""
         folder = self._scratch / "float"
         folder.mkdir()
-        return self._backend.compile(self._float, self._job.target, folder)
+        return self._backend.compile(self._float_beside, self._job.target, folder)
+
+    @cached_property
+    def _float_beside(self) -> Path:
+        """The float model with the input that the shipped one has, so that both get the same."""
+        if self._job.options.input == "float32":
+            return self._float
+        model = self._scratch / "float-pixels.onnx"
+        self._take_pixels(self._float, model)
+        return model
+
+    def _take_pixels(self, plain: Path, out: Path) -> dict[str, Any]:
+        from gnet_opt.stages.pixels import take_pixels
+
+        with self._timed("input"):
+            return take_pixels(plain, out, self._job.model.preprocess, self._pixels)
 
     def _golden(self, chosen: _Candidate, outputs: FloatArray) -> dict[str, Any]:
         """Write the golden samples, and hold this machine's runtime to them where it counts."""
@@ -481,7 +504,8 @@ class _Build:
                 tolerance = golden.TOLERANCE_DB[chosen.precision]
                 name = chosen.backend.name
                 try:
-                    facts["runtime_sqnr_db"] = samples.replay(runner, self._inputs, tolerance, name)
+                    inputs = job.preprocess.tensor(self._pixels)
+                    facts["runtime_sqnr_db"] = samples.replay(runner, inputs, tolerance, name)
                 except IntegrityError as error:
                     raise BackendError(
                         f"{name} does not compute on this machine what the INT8 model means, "
@@ -545,7 +569,7 @@ class _Build:
             },
             "notes": notes,
             "precision": candidate.precision,
-            "preprocess": job.model.preprocess.to_dict(),
+            "preprocess": job.preprocess.to_dict(),
             "scheme": candidate.scheme.to_dict() if candidate.scheme else None,
             "target": {
                 "backend": candidate.backend.name,

@@ -12,6 +12,7 @@ from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyErro
 from gnet_opt.files import check_writable
 from gnet_opt.images import ImageSet, check_disjoint
 from gnet_opt.model import Model
+from gnet_opt.preprocess import INPUTS, Preprocess
 from gnet_opt.quantization import DEFAULT_METHOD, METHODS, check_enough
 from gnet_opt.target import PRECISIONS, Target
 
@@ -35,6 +36,8 @@ class Options:
         samples: At most this many calibration pictures, taken at random.
         seed: Of that choice.
         batch: 1, or `dynamic`.
+        input: What the model takes: `float32`, normalised values, or `uint8`, pixels that its own
+            first nodes normalise.
         threads: CPU threads for measuring, or None for the runtime's own choice.
         cache: Folder of calibration statistics from earlier runs, or None to keep none.
         force: Whether an existing bundle is replaced.
@@ -48,6 +51,7 @@ class Options:
     samples: int = 256
     seed: int = 0
     batch: Literal[1, "dynamic"] = 1
+    input: Literal["float32", "uint8"] = "float32"
     threads: int | None = None
     cache: Path | None = None
     force: bool = False
@@ -81,6 +85,10 @@ class Options:
             raise ConfigError(f"--threads is {self.threads}; it must be at least 1.")
         if self.batch not in (1, "dynamic"):
             raise ConfigError(f"--batch is {self.batch}; it must be 1 or dynamic.")
+        if self.input not in INPUTS:
+            raise ConfigError(f"--input is {self.input}; it must be {' or '.join(INPUTS)}.")
+        if self.input == "uint8":
+            _check_pixels(target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +115,21 @@ class Plan:
     output: Path
     notes: tuple[str, ...]
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """How a picture becomes the input of the model that ships.
+
+        `model.preprocess` is how it becomes that of the network.
+        """
+        return replace(self.model.preprocess, input=self.options.input)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as `--dry-run --json` prints it."""
         evaluation = self.evaluation
         return {
             "calibration": {"images": len(self.calibration), "set": self.calibration.name},
             "evaluation": evaluation and {"images": len(evaluation), "set": evaluation.name},
+            "input": self.options.input,
             "model": {"classes": self.model.classes, "name": self.model.name},
             "notes": list(self.notes),
             "output": str(self.output),
@@ -211,6 +228,16 @@ def plan(
         output=output,
         notes=tuple(notes),
     )
+
+
+def _check_pixels(target: Target) -> None:
+    """Refuse pixels as the input where a backend of the target cannot give them to a model."""
+    for name in (target.backend, *target.alternatives):
+        if not getattr(backends.get(name), "takes_pixels", False):
+            raise ConfigError(
+                f"--input uint8 is not for {target.name}: the backend {name} gives a model "
+                "float32 values only. Leave --input out, or choose another target."
+            )
 
 
 def _check_enough(method: str, images: int) -> None:

@@ -15,6 +15,9 @@ from gnet_opt.progress import Progress, silent
 from gnet_opt.target import Target
 
 FloatArray = npt.NDArray[np.float32]
+InputArray = npt.NDArray[Any]
+"""What a model takes: float32 (N, 3, height, width), or uint8 pixels (N, height, width, 3), RGB."""
+
 NodeKind = Literal[
     "layer", "concat", "elementwise", "lrn", "pool", "quantize", "reorder", "softmax", "other"
 ]
@@ -142,11 +145,12 @@ class Profile:
 class Runner(Protocol):
     """A loaded model, ready to run. A context manager's value."""
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: InputArray) -> FloatArray:
         """Compute logits.
 
         Args:
-            batch: float32 of shape (N, 3, height, width), preprocessed. Models of fixed batch 1
+            batch: float32 of shape (N, 3, height, width), preprocessed, or for a model with such
+                an input uint8 pixels of shape (N, height, width, 3), RGB. Models of fixed batch 1
                 take N = 1 only.
 
         Returns:
@@ -156,7 +160,10 @@ class Runner(Protocol):
 
 
 class Backend(Protocol):
-    """One runtime or device compiler."""
+    """One runtime or device compiler.
+
+    One whose runner also takes uint8 pixels says so by an attribute `takes_pixels`, which is True.
+    """
 
     name: str
     extra: str
@@ -197,7 +204,7 @@ class Backend(Protocol):
     def profile(
         self,
         artifact: Artifact,
-        batch: FloatArray,
+        batch: InputArray,
         *,
         threads: int | None = None,
         runs: int = 100,
@@ -207,7 +214,7 @@ class Backend(Protocol):
 
         Args:
             artifact: What `compile` made.
-            batch: A real picture, preprocessed: float32 of shape (1, 3, height, width).
+            batch: One real picture as the model takes it; see `Runner.run`.
             threads: CPU threads, or None for the runtime's own choice.
             runs: How often to run it at least, warming up left out.
             progress: Shows the rounds.
@@ -223,12 +230,13 @@ class Backend(Protocol):
         ...
 
 
-def run_all(runner: Runner, inputs: Iterable[FloatArray]) -> FloatArray:
+def run_all(runner: Runner, inputs: Iterable[InputArray]) -> FloatArray:
     """Run single pictures one after the other.
 
     Args:
         runner: The model.
-        inputs: float32 arrays of shape (3, height, width).
+        inputs: float32 arrays of shape (3, height, width), or uint8 pixels of shape
+            (height, width, 3), as the model takes them.
 
     Returns:
         float32 of shape (number of inputs, classes).

@@ -54,7 +54,7 @@ def test_a_laptop(tmp_path: Path) -> None:
         "governors": ["performance", "powersave"],
         "load1": 0.42,
         "memory_available_bytes": 12_000_000 * 1024,
-        "temperatures_c": {"acpitz": 27.8, "acpitz 2": 29.8, "x86_pkg_temp": 51.0},
+        "temperatures_c": {"acpitz": 27.8, "acpitz (thermal_zone1)": 29.8, "x86_pkg_temp": 51.0},
         "throttle_count": 7,
         "turbo": True,
     }

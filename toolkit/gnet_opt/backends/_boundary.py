@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gnet_opt.errors import BackendError, GnetOptError
-from gnet_opt.runtime import FloatArray, Probe
+from gnet_opt.runtime import InputArray, Probe
 
 _LONGEST = 400
 # How OpenVINO begins: Check 'res.status == pugi::status_ok' failed at src/frontends/ir/...cpp:219:
@@ -67,14 +67,18 @@ def probe_package(module: str, distributions: tuple[str, ...], extra: str) -> Pr
 
 
 def check_input(
-    batch: npt.NDArray[np.generic], expected: tuple[int | None, ...], model: str
-) -> FloatArray:
+    batch: npt.NDArray[np.generic],
+    expected: tuple[int | None, ...],
+    model: str,
+    dtype: str = "float32",
+) -> InputArray:
     """Require a batch that the model takes, before the runtime sees it.
 
     Args:
         batch: What the caller gave.
         expected: The model's input shape, None for a free dimension.
         model: The artifact's path, for the message.
+        dtype: The model's input type, as NumPy calls it.
 
     Returns:
         The batch, contiguous.
@@ -85,14 +89,14 @@ def check_input(
     fits = batch.ndim == len(expected) and all(
         want is None or want == got for want, got in zip(expected, batch.shape, strict=True)
     )
-    if not fits or batch.dtype != np.float32 or 0 in batch.shape:
+    if not fits or batch.dtype != dtype or 0 in batch.shape:
         wanted = ", ".join("N" if size is None else str(size) for size in expected)
         got = ", ".join(str(size) for size in batch.shape)
         raise BackendError(
-            f"{model} takes float32 of shape ({wanted}), but got {batch.dtype} of shape ({got}). "
+            f"{model} takes {dtype} of shape ({wanted}), but got {batch.dtype} of shape ({got}). "
             "Preprocess pictures with the bundle's own preprocess."
         )
-    return np.ascontiguousarray(batch, np.float32)
+    return np.ascontiguousarray(batch)
 
 
 def _reason(error: Exception) -> str:

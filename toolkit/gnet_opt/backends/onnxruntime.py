@@ -24,6 +24,7 @@ from gnet_opt.runtime import (
     Artifact,
     ExecutedNode,
     FloatArray,
+    InputArray,
     NodeKind,
     Probe,
     Profile,
@@ -39,6 +40,7 @@ _ADVICE = "Check the file with `gnet-opt inspect`, or build the bundle again."
 _KINDS: dict[str, NodeKind] = {
     "Add": "elementwise",
     "AveragePool": "pool",
+    "Cast": "elementwise",
     "Clip": "elementwise",
     "Concat": "concat",
     "Conv": "layer",
@@ -50,6 +52,7 @@ _KINDS: dict[str, NodeKind] = {
     "FusedConv": "layer",
     "FusedGemm": "layer",
     "FusedMatMul": "layer",
+    "Gather": "reorder",
     "Gemm": "layer",
     "GlobalAveragePool": "pool",
     "LRN": "lrn",
@@ -80,6 +83,9 @@ _KINDS: dict[str, NodeKind] = {
 }
 """The kind of a node by its operator, those of ONNX and of ONNX Runtime's own domain."""
 
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+"""Types of an input as ONNX Runtime and as NumPy calls them."""
+
 _DECORATION = re.compile(r"(_nchwc|_nhwc|_token_\d+)+$")
 """What layout optimizations append to the name of the node that they replace."""
 
@@ -96,6 +102,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     extra = "onnxruntime"
+    takes_pixels = True
     _lowers_lrn = True
 
     def probe(self) -> Probe:
@@ -154,7 +161,7 @@ class OnnxRuntimeBackend:
     def profile(
         self,
         artifact: Artifact,
-        batch: FloatArray,
+        batch: InputArray,
         *,
         threads: int | None = None,
         runs: int = 100,
@@ -252,7 +259,7 @@ class ReferenceBackend(OnnxRuntimeBackend):
     def profile(
         self,
         artifact: Artifact,
-        batch: FloatArray,
+        batch: InputArray,
         *,
         threads: int | None = None,
         runs: int = 100,
@@ -286,6 +293,16 @@ def open_reference(model: Path, threads: int | None = None) -> Iterator[Runner]:
         yield runner
 
 
+def input_type(model: Path) -> str:
+    """The type that an ONNX file takes, as NumPy calls it: `float32`, or `uint8` for pixels.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+        BackendError: The file is not there, ONNX Runtime refused it or it is no classifier.
+    """
+    return _Runner(_session(model, 1, optimize=False, entries={}), model).dtype
+
+
 class _Runner:
     """A session; see `gnet_opt.runtime.Runner`."""
 
@@ -301,11 +318,13 @@ class _Runner:
         self._input = inputs[0].name
         # A dimension is a number, or a name (or None) where it is free.
         self._shape = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
+        # What it cannot name, such as a sequence, no array fits.
+        self.dtype: str = _DTYPES.get(inputs[0].type, inputs[0].type)
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: InputArray) -> FloatArray:
         if self._session is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._shape, str(self._path))
+        batch = check_input(batch, self._shape, str(self._path), self.dtype)
         with translated(f"Running {self._path} with ONNX Runtime", _ADVICE):
             logits = self._session.run(None, {self._input: batch})[0]
             # ONNX Runtime gives memory of its own to every result.

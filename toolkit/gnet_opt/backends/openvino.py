@@ -23,6 +23,7 @@ from gnet_opt.runtime import (
     Artifact,
     ExecutedNode,
     FloatArray,
+    InputArray,
     NodeKind,
     Probe,
     Profile,
@@ -41,6 +42,7 @@ _KINDS: dict[str, NodeKind] = {
     "Eltwise": "elementwise",
     "FakeQuantize": "quantize",
     "FullyConnected": "layer",
+    "Gather": "reorder",
     "Lrn": "lrn",
     "MatMul": "layer",
     "Pooling": "pool",
@@ -86,6 +88,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     extra = "openvino"
+    takes_pixels = True
 
     def probe(self) -> Probe:
         """Whether OpenVINO is installed; it is not imported."""
@@ -149,7 +152,7 @@ class OpenVinoBackend:
     def profile(
         self,
         artifact: Artifact,
-        batch: FloatArray,
+        batch: InputArray,
         *,
         threads: int | None = None,
         runs: int = 100,
@@ -222,7 +225,7 @@ def _compiled(artifact: Artifact, threads: int | None, *, counting: bool = False
         return openvino.Core().compile_model(artifact.path, "CPU", config)
 
 
-def _counted_round(compiled: Any, path: Path, batch: FloatArray) -> dict[str, float]:
+def _counted_round(compiled: Any, path: Path, batch: InputArray) -> dict[str, float]:
     """The mean time of each node over a round's runs, in microseconds, by the node's name."""
     runner = _Runner(compiled, path)
     for _ in range(_profile.WARM_UP):
@@ -289,18 +292,19 @@ class _Runner:
         self._request = compiled.create_infer_request()
         shape = compiled.inputs[0].get_partial_shape()
         self._shape = tuple(d.get_length() if d.is_static else None for d in shape)
+        self._type = compiled.inputs[0].get_element_type()
         self._tensor: Any = None
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: InputArray) -> FloatArray:
         if self._request is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._shape, str(self._path))
+        batch = check_input(batch, self._shape, str(self._path), self._type.to_dtype().name)
         with translated(
             f"Running {self._path} with OpenVINO", "Check the bundle with `gnet-opt verify`."
         ):
             if self._tensor is None or tuple(self._tensor.shape) != batch.shape:
                 openvino = import_quietly()
-                self._tensor = openvino.Tensor(openvino.Type.f32, openvino.Shape(batch.shape))
+                self._tensor = openvino.Tensor(self._type, openvino.Shape(batch.shape))
                 self._request.set_input_tensor(0, self._tensor)
             np.copyto(self._tensor.data, batch)
             self._request.infer()

@@ -19,7 +19,7 @@ from gnet_opt.errors import BackendError, CalibrationError
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import FloatArray, Runner
+from gnet_opt.runtime import FloatArray, InputArray, Runner
 
 # Runners take turns by this many pictures: enough that the thread pool of one has come to rest
 # before the next one starts, few enough to keep (10 MB at 224 x 224).
@@ -186,7 +186,7 @@ class _RunnerApart:
         self._threads = threads
         self._loaded = False
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: InputArray) -> FloatArray:
         pictures = self._folder / "input.npy"
         np.save(pictures, batch)
         if not self._loaded:

@@ -6,10 +6,12 @@ Read from the files of Linux's /proc and /sys; what is not there is None or empt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gnet_opt.bench.heat import read_frequencies, read_temperatures, read_throttle_count
 
 BUSY = 0.25
 """Load a CPU at the start from which on a machine is called busy."""
@@ -53,15 +55,11 @@ class HostState:
         available = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
         return cls(
             load1=float(load[0]) if load else None,
-            governors=tuple(sorted(set(_values(root, "cpufreq/scaling_governor").values()))),
+            governors=_governors(root),
             turbo=_turbo(root),
-            temperatures_c=dict(_temperatures(root)),
-            frequencies_mhz={
-                cpu: int(value) / 1e3
-                for cpu, value in _values(root, "cpufreq/scaling_cur_freq").items()
-                if value.isdecimal()
-            },
-            throttle_count=_throttle_count(root),
+            temperatures_c=read_temperatures(root),
+            frequencies_mhz=read_frequencies(root),
+            throttle_count=read_throttle_count(root),
             memory_available_bytes=int(available[1]) * 1024 if available else None,
         )
 
@@ -126,36 +124,9 @@ def _turbo(root: Path) -> bool | None:
     return None
 
 
-def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
-    """Of the kernel's thermal zones, by type; zones of one type are numbered."""
-    seen: dict[str, int] = {}
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*"), key=_number):
-        value = _text(zone / "temp")
-        if not value.lstrip("-").isdecimal():  # a zone that is asleep cannot be read
-            continue
-        name = _text(zone / "type") or zone.name
-        seen[name] = seen.get(name, 0) + 1
-        yield (name if seen[name] == 1 else f"{name} {seen[name]}"), int(value) / 1e3
-
-
-def _throttle_count(root: Path) -> int | None:
-    """Events of all cores; those of packages are left out, as every CPU counts them again."""
-    counts = [
-        int(value)
-        for value in _values(root, "thermal_throttle/core_throttle_count").values()
-        if value.isdecimal()
-    ]
-    return sum(counts) if counts else None
-
-
-def _values(root: Path, name: str) -> dict[str, str]:
-    """The content of a file of each CPU."""
-    paths = sorted((root / _CPU).glob(f"cpu[0-9]*/{name}"), key=lambda p: _number(p.parents[1]))
-    return {path.parents[1].name: text for path in paths if (text := _text(path))}
-
-
-def _number(path: Path) -> int:
-    return int(re.sub(r"\D", "", path.name) or 0)
+def _governors(root: Path) -> tuple[str, ...]:
+    texts = {_text(path) for path in (root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return tuple(sorted(texts - {""}))
 
 
 def _text(path: Path) -> str:

@@ -25,7 +25,7 @@ from gnet_opt.bench.process import TIMEOUT, Subject, started
 from gnet_opt.errors import ConfigError
 from gnet_opt.machine import this_machine
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import FloatArray
+from gnet_opt.runtime import InputArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def spread(medians: Sequence[float]) -> float:
 
 def measure(
     subjects: Sequence[Subject],
-    batch: FloatArray,
+    batch: InputArray,
     *,
     threads: int | None = None,
     schedule: Schedule | None = None,
@@ -226,7 +226,7 @@ def measure(
 
     Args:
         subjects: What to time, with different names; ratios are against the first.
-        batch: A real picture, preprocessed: float32 of shape (1, 3, height, width).
+        batch: One real picture as all subjects take it; see `gnet_opt.runtime.Runner.run`.
         threads: CPU threads of each, or None for the runtime's own choice.
         schedule: How long and how often, None for about four seconds for two subjects.
         progress: Shows the rounds.

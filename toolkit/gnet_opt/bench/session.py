@@ -29,7 +29,7 @@ from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY, SERVER, SINGL
 from gnet_opt.errors import BackendError, ConfigError
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import FloatArray, Profile
+from gnet_opt.runtime import InputArray, Profile
 
 BOUND_FACTOR = 4.0
 """The latency bound of the server scenario where none is asked for, in p90 of single-stream of the
@@ -108,7 +108,7 @@ class Entry:
 
     Attributes:
         subject: What to run.
-        pictures: Preprocessed: float32 of shape (N, 3, height, width), at least one.
+        pictures: As the model takes them (`Preprocess.tensor`), at least one.
         preprocess: How a picture file becomes one of them.
         files: Picture files to go through from end to end.
         source: What these files are, for the result.
@@ -116,7 +116,7 @@ class Entry:
     """
 
     subject: Subject
-    pictures: FloatArray
+    pictures: InputArray
     preprocess: Preprocess
     files: tuple[Path, ...]
     source: str

@@ -38,7 +38,7 @@ import numpy as np
 from gnet_opt.bench import scenarios
 from gnet_opt.bench.limits import Constraint
 from gnet_opt.errors import BackendError, GnetOptError
-from gnet_opt.runtime import Artifact, Backend, FloatArray, Runner, run_all
+from gnet_opt.runtime import Artifact, Backend, InputArray, Runner, run_all
 
 
 class _Worker:
@@ -47,7 +47,7 @@ class _Worker:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._runner: Runner | None = None
-        self._pictures: FloatArray = np.empty((0,), np.float32)
+        self._pictures: InputArray = np.empty((0,), np.float32)
 
     def limit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Put this process under a constraint, before it loads anything."""
@@ -127,7 +127,7 @@ class _Worker:
             decoded = clock()
             pixels = preprocess.pixels(picture)
             resized = clock()
-            batch = preprocess.normalize(pixels)[None]
+            batch = preprocess.tensor(pixels)[None]
             normalized = clock()
             runner.run(batch)
             finished = clock()
@@ -140,14 +140,14 @@ class _Worker:
     def profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Tell what the runtime executes, see `gnet_opt.runtime.Backend.profile`."""
         backend, artifact = _resolved(request)
-        picture: FloatArray = np.load(request["input"], allow_pickle=False)[:1]
+        picture: InputArray = np.load(request["input"], allow_pickle=False)[:1]
         found = backend.profile(artifact, picture, threads=request["threads"], runs=request["runs"])
         return dataclasses.asdict(found)
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run single pictures and save their logits."""
         runner = self._loaded()
-        pictures: FloatArray = np.load(request["input"], allow_pickle=False)
+        pictures: InputArray = np.load(request["input"], allow_pickle=False)
         logits = run_all(runner, pictures)
         np.save(request["output"], logits)
         return {"count": len(logits)}

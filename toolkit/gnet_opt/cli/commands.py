@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -47,6 +47,13 @@ _card = click.option(
 )
 _batch = click.option(
     "--batch", type=click.Choice(["1", "dynamic"]), default="1", show_default=True
+)
+_input = click.option(
+    "--input",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="What the model takes; uint8: pixels, which it normalises itself.",
 )
 
 
@@ -95,6 +102,7 @@ _batch = click.option(
 @_seed
 @_card
 @_batch
+@_input
 @base.threads
 @_cache
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan.")
@@ -262,10 +270,17 @@ def sensitivity(
 @base.output_option(True, "ONNX file to write.")
 @_card
 @_batch
+@_input
 @base.force
 @base.common
 def export(
-    model: str | None, out: Path, card: Path | None, batch: str, force: bool, output: Output
+    model: str | None,
+    out: Path,
+    card: Path | None,
+    batch: str,
+    input: Literal["float32", "uint8"],
+    force: bool,
+    output: Output,
 ) -> None:
     """Write the stripped and folded float graph of MODEL as ONNX."""
     from gnet_opt import operations
@@ -276,7 +291,9 @@ def export(
     loaded = _load(model, card, "export", output)
     for note in loaded.assumptions:
         output.note(note)
-    facts = operations.export(loaded, out, batch=_batch_value(batch), progress=output.progress)
+    facts = operations.export(
+        loaded, out, batch=_batch_value(batch), input=input, progress=output.progress
+    )
     output.result({"facts": facts, "file": str(out)}, render.facts(facts), f"ONNX: {out}")
 
 

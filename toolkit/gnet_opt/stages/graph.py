@@ -117,7 +117,7 @@ def run_graph(graph: ir.Model, images: FloatArray, *, optimize: bool = True) -> 
 
 
 def run_bytes(
-    content: bytes, batches: Sequence[FloatArray], *, optimize: bool = True
+    content: bytes, batches: Sequence[npt.NDArray[Any]], *, optimize: bool = True
 ) -> FloatArray:
     """Run a serialised model in ONNX Runtime on the CPU, batch by batch.
 

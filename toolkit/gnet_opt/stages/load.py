@@ -300,6 +300,11 @@ def _take(
     if preprocess is None:
         preprocess = default
         notes = (assumed, *notes)
+    if preprocess.input != "float32":
+        raise ConfigError(
+            f"preprocess.input is {preprocess.input!r}, but {loaded.where} is a network, which "
+            "takes float32. Leave it out, and ask for a model that takes pixels with --input uint8."
+        )
     module = _ready(loaded)
     preprocess, folded = _fold_transform_input(module, loaded, preprocess)
     notes += folded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import textwrap
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 
 from gnet_opt.bench import session
 from gnet_opt.bench.limits import Constraint
+from gnet_opt.bench.power import Rail, Rails, measure_energy
 from gnet_opt.bench.process import Subject
 from gnet_opt.bench.results import Offline, Server, Stream
 from gnet_opt.bench.session import Entry, Plan, Setting, measure, settings, sweep
@@ -95,6 +97,44 @@ def log(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "log").read_text().splitlines()]
 
 
+def test_energy_is_what_the_machine_takes_above_doing_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_ENERGY_SECONDS", 0.6)
+    quick = functools.partial(measure_energy, idle_seconds=0.3, interval=0.02)
+    monkeypatch.setattr(session, "measure_energy", quick)
+    busy = folder / "log"
+
+    def watts() -> float:
+        """Two while nothing was computed for the tenth of a second, else five."""
+        return 5.0 if time.time() - busy.stat().st_mtime < 0.1 else 2.0
+
+    rail = Rail(name="module", source="a fake", read=watts, in_total=True)
+    rails = Rails(rails=(rail,), covers="everything")
+    (slow,) = measure([entry(folder, "slow")], QUICK, rails=rails)
+    assert slow.energy is not None
+    assert slow.energy["note"].startswith("The total is module: everything.")
+    (found,) = slow.energy["rails"]
+    assert 2.0 <= found["idle_watts"] < 3.5 < found["busy_watts"] <= 5.0
+    # three watts for six milliseconds and a little more
+    assert 0.5 * 3.0 * 6e-3 < slow.energy["joules_per_inference"] < 3 * 3.0 * 6e-3
+
+
+def test_without_a_counter_nothing_is_run_for_energy(folder: Path) -> None:
+    (fast,) = measure([entry(folder, "fast")], QUICK, rails=Rails(notes=("Nothing here.",)))
+    assert fast.energy == {"joules_per_inference": None, "note": "Nothing here.", "rails": []}
+
+
+def test_a_sustained_run_of_each(folder: Path) -> None:
+    plan = replace(QUICK, soak=2.0)
+    for one in measure([entry(folder, "slow"), entry(folder, "fast")], plan):
+        assert one.soak is not None
+        assert len(one.soak["bins"]) == 2
+        assert 2.0 <= one.soak["seconds"] < 4.0
+        assert "too short to tell" in one.soak["verdict"]
+    assert all(one.soak is None for one in measure([entry(folder, "fast")], QUICK))
+
+
 def test_all_scenarios_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_QUERIES", 25)
     shown = []
@@ -105,8 +145,8 @@ def test_all_scenarios_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     plan = replace(QUICK, scenarios=ALL, seconds=0.01)
     slow, fast = measure([entry(folder, "slow"), entry(folder, "fast")], plan, progress)
-    # starts, warm-up, three scenarios and the end-to-end in three rounds, six rates
-    assert shown == [("Measuring", 2 * (2 + 1 + 3 * 3 + 3 + 6))]
+    # starts, warm-up, three scenarios and the end-to-end in three rounds, six rates, energy
+    assert shown == [("Measuring", 2 * (2 + 1 + 3 * 3 + 3 + 6 + 1))]
     for one, least in ((slow, 6e6), (fast, 2e6)):
         assert list(one.scenarios) == list(ALL)
         single, multi = one.scenarios["single-stream"], one.scenarios["multi-stream"]

@@ -257,6 +257,8 @@ class Measured:
         warm_up: `count` and `seconds` of the warm-up, and whether times were `steady` then.
         scenarios: By name.
         end_to_end: Nanoseconds of each step by picture, and their `source`; None where left out.
+        energy: `gnet_opt.bench.power.Energy.to_dict`; None where left out.
+        soak: `gnet_opt.bench.soak.Soak.to_dict`, a sustained run; None where not asked for.
     """
 
     cold_start_ms: tuple[float, ...]
@@ -266,6 +268,8 @@ class Measured:
     warm_up: Mapping[str, Any]
     scenarios: Mapping[str, Scenario]
     end_to_end: Mapping[str, Any] | None = None
+    energy: Mapping[str, Any] | None = None
+    soak: Mapping[str, Any] | None = None
 
     def spreads(self) -> dict[str, float]:
         """The spread of the rounds, by scenario."""
@@ -282,10 +286,12 @@ class Measured:
         return {
             "cold_start_ms": list(self.cold_start_ms),
             "end_to_end": self.end_to_end and dict(self.end_to_end),
+            "energy": self.energy and dict(self.energy),
             "first_ms": list(self.first_ms),
             "load_ms": list(self.load_ms),
             "peak_rss_bytes": self.peak_rss_bytes,
             "scenarios": {name: found.to_dict() for name, found in self.scenarios.items()},
+            "soak": self.soak and dict(self.soak),
             "warm_up": dict(self.warm_up),
         }
 
@@ -319,6 +325,8 @@ class Measured:
             warm_up=warm_up,
             scenarios=scenarios,
             end_to_end=_get(values, "end_to_end", (dict, _NONE), where),
+            energy=_get(values, "energy", (dict, _NONE), where),
+            soak=_get(values, "soak", (dict, _NONE), where),
         )
 
 
@@ -330,18 +338,14 @@ class SubjectResult:
         identity: What it is: `name`, `model`, `target`, `precision`, `backend`, `backend_version`,
             `threads`, `native`, `model_sha256`, `artifact_sha256`, `file_bytes`, `accuracy`.
         measured: What was measured.
-        energy: Joules by rail, None where not measured.
         profile: `gnet_opt.bench.layers.Report.to_dict`, None where it cannot be told.
-        soak: A sustained run, None where not asked for.
         sweep: Times by threads, streams and batch, None where not asked for.
         notes: Sentences to read beside the figures.
     """
 
     identity: Mapping[str, Any]
     measured: Measured
-    energy: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
-    soak: Mapping[str, Any] | None = None
     sweep: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
@@ -355,10 +359,8 @@ class SubjectResult:
         return {
             **self.identity,
             **self.measured.to_dict(),
-            "energy": self.energy,
             "notes": list(self.notes),
             "profile": self.profile,
-            "soak": self.soak,
             "sweep": self.sweep,
         }
 
@@ -369,10 +371,7 @@ class SubjectResult:
         Raises:
             ConfigError: A value is missing or does not fit; its dotted path is named.
         """
-        parts = {
-            key: _get(values, key, (dict, _NONE), where)
-            for key in ("energy", "profile", "soak", "sweep")
-        }
+        parts = {key: _get(values, key, (dict, _NONE), where) for key in ("profile", "sweep")}
         return cls(
             identity={key: _get(values, key, kind, where) for key, kind in _SUBJECT.items()},
             measured=Measured.from_dict(values, where),

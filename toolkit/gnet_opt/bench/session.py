@@ -23,9 +23,11 @@ import numpy as np
 
 from gnet_opt.bench.latency import percentile_ms
 from gnet_opt.bench.limits import Constraint
+from gnet_opt.bench.power import Rails, find_rails, measure_energy
 from gnet_opt.bench.process import TIMEOUT, Subject, WorkerProcess, started
 from gnet_opt.bench.results import Measured, Offline, Scenario, Server, Stream, Trial
 from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY, SERVER, SINGLE_STREAM
+from gnet_opt.bench.soak import soak
 from gnet_opt.errors import BackendError, ConfigError
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
@@ -47,6 +49,9 @@ _LONGEST = 10.0
 _FEWEST = 10
 """... but so many."""
 
+_ENERGY_SECONDS = 5.0
+"""How long pictures are computed while their energy is read, as long as the idle machine is."""
+
 _PROFILED_RUNS = 30
 
 
@@ -63,6 +68,7 @@ class Plan:
         latency_bound_ms: Of the server scenario, None for `BOUND_FACTOR`.
         threads: CPU threads of every subject, None for the runtime's own choice.
         constraint: What the processes may use.
+        soak: Seconds of a sustained run of each subject, 0 for none.
         starts: How often each subject's process is started to time it.
         warm_up: Longest time to wait for steady times, in seconds, a subject.
         timeout: How long a worker may take for one answer, in seconds, beyond what was asked.
@@ -76,12 +82,16 @@ class Plan:
     latency_bound_ms: float | None = None
     threads: int | None = None
     constraint: Constraint = field(default_factory=Constraint)
+    soak: float = 0.0
     starts: int = 3
     warm_up: float = 5.0
     timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.count, self.starts) < 1 or min(self.seconds, self.warm_up) < 0:
+        if (
+            min(self.rounds, self.count, self.starts) < 1
+            or min(self.seconds, self.soak, self.warm_up) < 0
+        ):
             raise ConfigError(
                 "A measurement needs at least one round, one query in it and one start, and no "
                 f"negative time: {self}."
@@ -98,6 +108,7 @@ class Plan:
             "scenarios": list(self.scenarios),
             "seconds": self.seconds,
             "seed": self.seed,
+            "soak_seconds": self.soak,
             "threads": self.threads,
         }
 
@@ -123,8 +134,20 @@ class Entry:
     batch: int = 1
 
 
-def measure(entries: Sequence[Entry], plan: Plan, progress: Progress = silent) -> list[Measured]:
+def measure(
+    entries: Sequence[Entry],
+    plan: Plan,
+    progress: Progress = silent,
+    *,
+    rails: Rails | None = None,
+) -> list[Measured]:
     """Measure subjects side by side; workers are ended whatever happens.
+
+    Args:
+        entries: What to measure.
+        plan: How.
+        progress: Shows the turns.
+        rails: What tells the energy, None for what this machine has.
 
     Raises:
         MissingDependencyError: A worker misses its runtime.
@@ -137,9 +160,11 @@ def measure(entries: Sequence[Entry], plan: Plan, progress: Progress = silent) -
         benches = [
             _Bench(entry, plan, Path(folder) / str(index)) for index, entry in enumerate(entries)
         ]
-        steps = _steps(benches, plan, stack)
+        steps = _steps(benches, plan, stack, find_rails() if rails is None else rails)
         for step in progress(steps, "Measuring", len(steps)):
             step()
+        for bench in benches if plan.soak else []:
+            bench.soak(progress)
         return [bench.measured(_bound_ms(benches, plan)) for bench in benches]
 
 
@@ -161,7 +186,9 @@ def profile(entry: Entry, plan: Plan) -> Profile:
 _Step = Callable[[], object]
 
 
-def _steps(benches: Sequence[_Bench], plan: Plan, stack: contextlib.ExitStack) -> list[_Step]:
+def _steps(
+    benches: Sequence[_Bench], plan: Plan, stack: contextlib.ExitStack, rails: Rails
+) -> list[_Step]:
     """Everything to do, in order."""
     chance = random.Random(plan.seed)
     steps: list[_Step] = []
@@ -187,7 +214,8 @@ def _steps(benches: Sequence[_Bench], plan: Plan, stack: contextlib.ExitStack) -
     if SERVER in wanted:
         in_turns(_STEPS, lambda bench, index: bench.serve(_bound_ms(benches, plan), index))
     in_turns(plan.rounds, lambda bench, _: bench.end_to_end())
-    # A sustained run of each subject, and its energy, come here: workers are still loaded.
+    # One after the other: the energy of a subject is what the machine takes above doing nothing.
+    steps += [functools.partial(bench.energy, rails) for bench in benches]
     return steps
 
 
@@ -219,6 +247,8 @@ class _Bench:
         self._offline: list[tuple[int, int]] = []
         self._trials: list[Trial] = []
         self._steps: dict[str, list[int]] = {}
+        self._energy: dict[str, Any] | None = None
+        self._soak: dict[str, Any] | None = None
 
     def start_once(self) -> None:
         """Start a process, compute one picture and end it."""
@@ -301,6 +331,21 @@ class _Bench:
         for name, times in answer.items():
             self._steps.setdefault(name, []).extend(times)
 
+    def energy(self, rails: Rails) -> None:
+        """What a picture takes, computed back to back."""
+
+        def run() -> int:
+            answer = self._ask("offline", _ENERGY_SECONDS, batch=self._entry.batch, count=1)
+            return int(answer["pictures"])
+
+        self._energy = measure_energy(run, rails).to_dict()
+
+    def soak(self, progress: Progress) -> None:
+        """A sustained run."""
+        assert self._worker is not None  # started first
+        with _explained(self._plan.constraint):
+            self._soak = soak(self._worker, self._plan.soak, progress=progress).to_dict()
+
     def measured(self, bound_ms: float) -> Measured:
         """What all of it gave."""
         wanted, batch = self._plan.scenarios, self._entry.batch
@@ -328,6 +373,8 @@ class _Bench:
                 "pictures": len(self._steps["infer_ns"]),
                 "source": self._entry.source,
             },
+            energy=self._energy,
+            soak=self._soak,
         )
 
     def _ask(self, doing: str, seconds: float, **more: Any) -> dict[str, Any]:

@@ -63,6 +63,7 @@ _SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
     type=base.FOLDER,
     help="Pictures to go from file to result; the golden ones as JPEG by default.",
 )
+@click.option("--soak", metavar="DURATION", help="Run each on and on as well, for 90s, 10m or 1h.")
 @click.option("--sweep", is_flag=True, help="Find the best threads, streams and batch as well.")
 @click.option(
     "--write", "keep", is_flag=True, help="Note what --sweep finds in the bundle's manifest."
@@ -82,6 +83,7 @@ def bench(
     seed: int,
     latency_bound: float | None,
     images: Path | None,
+    soak: str | None,
     sweep: bool,
     keep: bool,
     out: Path | None,
@@ -96,6 +98,7 @@ def bench(
     from gnet_opt import benchmark
     from gnet_opt.bench import limits
     from gnet_opt.bench.session import Plan
+    from gnet_opt.bench.soak import parse_duration
     from gnet_opt.cli import bench_tables
     from gnet_opt.errors import ConfigError
     from gnet_opt.files import check_writable
@@ -117,6 +120,7 @@ def bench(
             seed=seed,
             latency_bound_ms=latency_bound,
             threads=threads,
+            soak=0.0 if soak is None else parse_duration(soak),
             constraint=limits.Constraint(
                 cpus=None if cpus is None else limits.parse_cpus(cpus),
                 memory_bytes=None if memory is None else limits.parse_size(memory),

@@ -33,11 +33,19 @@ def shown(document: Mapping[str, Any]) -> list[Table | str]:
     for scenario in document["settings"]["scenarios"]:
         found.append(_scenario(scenario, subjects, document["comparison"].get(scenario, {})))
     found += [_processes(subjects), _end_to_end(subjects)]
+    if any(subject["energy"] and subject["energy"]["rails"] for subject in subjects):
+        found.append(_energy(subjects))
+    found += [
+        f"{subject['name']}, soak: {subject['soak']['verdict']}"
+        for subject in subjects
+        if subject["soak"]
+    ]
     found += [_sweep(subject) for subject in subjects if subject["sweep"]]
     found += _layers([subject for subject in subjects if subject["profile"]])
     found.append(_conditions(document))
     for subject in subjects:
         found += [f"{subject['name']}: {note}" for note in subject["notes"]]
+    found += sorted({subject["energy"]["note"] for subject in subjects if subject["energy"]})
     unstable = document["environment"]["unstable"]
     if unstable:
         found.append(
@@ -123,6 +131,24 @@ def _end_to_end(subjects: Sequence[Mapping[str, Any]]) -> Table:
     source = subjects[0]["end_to_end"]["source"]
     columns = ("", *(f"{step}, ms" for step in _STEPS), "together, ms")
     return render.table(f"from file to result, medians ({source})", columns, rows)
+
+
+def _energy(subjects: Sequence[Mapping[str, Any]]) -> Table:
+    """By rail, in millijoules and watts; the rails of the total are marked."""
+    rows = [
+        (
+            subject["name"],
+            rail["name"],
+            "in the total" if rail["in_total"] else "",
+            f"{1e3 * rail['joules_per_inference']:.1f}",
+            f"{rail['idle_watts']:.2f}",
+            f"{rail['busy_watts']:.2f}",
+        )
+        for subject in subjects
+        for rail in (subject["energy"] or {"rails": []})["rails"]
+    ]
+    columns = ("", "rail", "", "a picture above idle, mJ", "idle, W", "busy, W")
+    return render.listing("energy", columns, rows)
 
 
 def _sweep(subject: Mapping[str, Any]) -> Table:

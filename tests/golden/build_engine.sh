@@ -49,12 +49,13 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 status=0
-"$trtexec" --onnx=model.onnx --saveEngine=model.engine.partial --stronglyTyped --skipInference --timingCacheFile=model.engine.timing || status=$?
+"$trtexec" --onnx=model.onnx --saveEngine=model.engine.partial --stronglyTyped --noTF32 --memPoolSize=workspace:1024 --skipInference --timingCacheFile=model.engine.timing || status=$?
 if [ "$status" -ne 0 ]; then
     fail "$status" "trtexec failed with exit status $status, and no engine was written. Its last lines say why; 137 means that memory ran out: end other programs or add swap space."
 fi
 if [ ! -s model.engine.partial ]; then
     fail 7 "trtexec ended well, but wrote no engine. See what it printed."
 fi
+rm -f model.engine.json
 mv -f model.engine.partial model.engine
 trap - EXIT

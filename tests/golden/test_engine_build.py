@@ -10,19 +10,22 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gnet_opt.backends._trtexec import build_command, build_script
+from gnet_opt.backends._trtexec import Input, build_command, build_script
 from gnet_opt.target import Target, find, shipped
 
 COMMANDS = Path(__file__).with_name("trtexec.json")
 SCRIPT = Path(__file__).with_name("build_engine.sh")
 VERSIONS = ("8.2", "8.5", "8.6", "10.3", "10.16", "11.4")
-FORMS = {
+FREE = Input(name="input", picture=(3, 224, 224))
+FORMS: dict[str, dict[str, Any]] = {
     "fp16": {"quantized": False, "half": True},
     "fp32": {"quantized": False, "half": False},
     "int8": {"quantized": True, "half": False},
+    "int8, any batch": {"quantized": True, "half": False, "free": FREE},
 }
 
 
@@ -50,16 +53,38 @@ def test_script(tmp_path: Path) -> None:
     compared(SCRIPT, build_script(find("jetson"), model, quantized=True))
 
 
+def test_script_of_a_model_that_takes_any_batch(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"a model")
+    text = build_script(find("jetson"), model, quantized=True, free=FREE)
+    changed = [
+        line
+        for line in text.splitlines()
+        if line not in SCRIPT.read_text(encoding="utf-8").splitlines()
+    ]
+    command = json.loads(COMMANDS.read_text(encoding="utf-8"))["10.16"]["int8, any batch"]
+    partial = command.replace("--saveEngine=model.engine", "--saveEngine=model.engine.partial")
+    assert changed == [partial.replace("trtexec", '"$trtexec"', 1) + " || status=$?"]
+
+
 # From the help texts and sources of NVIDIA's trtexec, and its migration guides:
 # https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-trtexec.html
-EVERYWHERE = {"--onnx", "--saveEngine", "--timingCacheFile"}
+EVERYWHERE = {
+    "--maxShapes",
+    "--minShapes",
+    "--noTF32",
+    "--onnx",
+    "--optShapes",
+    "--saveEngine",
+    "--timingCacheFile",
+}
 KNOWN = {
-    "8.2": {"--int8", "--fp16", "--buildOnly"},
-    "8.5": {"--int8", "--fp16", "--buildOnly"},
-    "8.6": {"--int8", "--fp16", "--skipInference"},
-    "10.3": {"--int8", "--fp16", "--stronglyTyped", "--skipInference"},
-    "10.16": {"--int8", "--fp16", "--stronglyTyped", "--skipInference"},
-    "11.4": {"--skipInference"},
+    "8.2": {"--int8", "--fp16", "--buildOnly", "--workspace"},
+    "8.5": {"--int8", "--fp16", "--buildOnly", "--memPoolSize"},
+    "8.6": {"--int8", "--fp16", "--skipInference", "--memPoolSize"},
+    "10.3": {"--int8", "--fp16", "--stronglyTyped", "--skipInference", "--memPoolSize"},
+    "10.16": {"--int8", "--fp16", "--stronglyTyped", "--skipInference", "--memPoolSize"},
+    "11.4": {"--skipInference", "--memPoolSize"},
 }
 
 

@@ -18,7 +18,7 @@ from commands import content, gnet_opt
 from world import World
 
 from gnet_opt import preflight
-from gnet_opt.backends import get, names
+from gnet_opt.backends import _gpu, get, names
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
 from gnet_opt.target import find, shipped
@@ -195,7 +195,7 @@ def test_evaluate_a_bundle(bundle: Make, world: World, target: str, reference: b
     assert scored["semantics"] == ("native" if native else "reference")
     assert (scored["images"], scored["set"]) == (16, "evaluation")
     assert scored["ci95"][0] <= scored["top1"] <= scored["ci95"][1]
-    waiting = "The engine is not built yet: these are reference semantics."
+    waiting = "The engine is not built yet. These are reference semantics."
     assert scored["notes"] == ([waiting] if target == "jetson" and not reference else [])
     manifest = Bundle.open(bundle(target)).manifest
     if manifest["accuracy"]["semantics"] == scored["semantics"]:
@@ -281,13 +281,14 @@ def test_compile_what_is_complete(bundle: Make) -> None:
     assert done.json["message"] == f"{root} is complete already."
 
 
-def test_compile_without_the_device(bundle: Make) -> None:
+def test_compile_without_the_device(bundle: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_DRIVER", "libno-such-driver.so.1")
     root = bundle("jetson")
     before = content(root)
     done = gnet_opt("compile", root)
-    assert done.code == 7
-    assert str(root) in done.err
-    assert "trtexec --onnx=model.onnx" in done.err
+    assert (done.code, done.out) == (7, "")
+    assert done.err.startswith(f"gnet-opt: {root / 'model.engine'} was not built: ")
+    assert "./build_engine.sh in the bundle" in done.err
     assert content(root) == before
 
 

@@ -19,13 +19,14 @@ from gnet_opt.bench import accuracy, layers
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
 from gnet_opt.errors import BackendError, ConfigError, IntegrityError, ModelError, require
+from gnet_opt.files import is_file
 from gnet_opt.golden import Golden, draw_picture
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
 from gnet_opt.preprocess import IMAGENET, PixelArray, Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import Artifact, Backend, InputArray, Runner
+from gnet_opt.runtime import Artifact, Backend, DeviceCompiler, InputArray, Runner
 from gnet_opt.stages import prepare
 from gnet_opt.target import Match
 
@@ -69,7 +70,8 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
     tolerance = float(bundle.manifest["golden"]["tolerance"]["sqnr_db"])
     inputs = bundle.preprocess.tensor(samples.pixels)
     name, runtime = open_bundle(bundle, threads=threads)
-    foreign = not bundle.deferred and not is_native(bundle)
+    reference = name == "reference"
+    foreign = not reference and not is_native(bundle)
     try:
         with runtime as runner:
             measured = samples.replay(runner, inputs, tolerance, name)
@@ -80,7 +82,7 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
         ) from error
     return {
         "backend": name,
-        "deferred": bundle.deferred,
+        "deferred": bundle.deferred if reference else None,
         "files": files,
         "foreign": foreign,
         "golden_images": len(inputs),
@@ -97,20 +99,43 @@ def open_bundle(
 
     Returns:
         The name of what runs it, and the runner's context manager. It is the bundle's own backend,
-        or `reference` on request and where the engine is still to be built.
+        or `reference` on request and where the engine is still to be built (`pending`).
     """
-    if reference or bundle.deferred:
+    if reference or pending(bundle):
         return "reference", open_reference(bundle.model, threads)
     backend = backend_of(bundle)
     return backend.name, backend.open(backend.artifact(bundle.root), threads=threads)
 
 
+def pending(bundle: Bundle) -> str:
+    """Why a bundle does not run here as its target runs it: what the device has still to build.
+
+    Returns:
+        A sentence, or nothing where the bundle came complete, or where a device has built what was
+        deferred. Whether that fits this machine is told when it is opened.
+    """
+    if not bundle.deferred:
+        return ""
+    if not is_file(bundle.root / str(bundle.deferred["expected"])):
+        return "The engine is not built yet."
+    if all(is_file(path) for _, path in backend_of(bundle).artifact(bundle.root).files):
+        return ""
+    return (
+        "The engine here has no record of where it comes from, because its script or trtexec built "
+        "it; `gnet-opt compile` builds it again with one."
+    )
+
+
 def is_native(bundle: Bundle) -> bool:
     """Whether this machine is the bundle's target, so that its kernels give the target's figures.
+
+    An engine that was built on the device is native where it opens at all.
 
     Raises:
         IntegrityError: The manifest's description of the target is damaged.
     """
+    if bundle.deferred:
+        return not pending(bundle)
     table = bundle.manifest["target"].get("match")
     if table is None:
         return False
@@ -189,8 +214,8 @@ def evaluate(
             preprocess, labels = bundle.preprocess, tuple(bundle.manifest["labels"])
             if card is not None:
                 raise ConfigError(f"{spec} is a bundle and has its preprocess: leave out --card.")
-            if bundle.deferred and not reference:
-                notes.append("The engine is not built yet: these are reference semantics.")
+            if (waiting := pending(bundle)) and not reference:
+                notes.append(f"{waiting} These are reference semantics.")
             elif not is_native(bundle) and not reference:
                 name = bundle.manifest["target"]["name"]
                 notes.append(f"This machine is not {name}: these are reference semantics.")
@@ -323,7 +348,7 @@ def inspect_layers(
             backend = backend_of(bundle)
             artifact = backend.artifact(bundle.root)
             batch = bundle.preprocess.tensor(Golden.read(bundle.path("golden")).pixels[:1])
-            if not bundle.deferred and not is_native(bundle):
+            if not pending(bundle) and not is_native(bundle):
                 notes.append(f"This machine is not {target}: these are its own kernels.")
         else:
             model = _with_names(path, Path(scratch))
@@ -339,19 +364,48 @@ def inspect_layers(
     return {**described, "executed": found.to_dict(), "notes": notes}
 
 
-def finish(bundle: Bundle) -> dict[str, Any]:
+def finish(bundle: Bundle, *, force: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Finish a deferred build on the device itself.
+
+    Args:
+        bundle: The bundle.
+        force: Whether to build again what fits this machine.
+        progress: Shows the build.
+
+    Returns:
+        Whether something was `built`, with the `reason`, and a `message` for people.
 
     Raises:
         BackendError: This machine cannot build it; the message says what to run where.
+        IntegrityError: The bundle is damaged.
+        MissingDependencyError: The compiler is not installed.
     """
     bundle.check()
+    told: dict[str, Any] = {"built": False, "bundle": str(bundle.root)}
     if not bundle.deferred:
-        return {"bundle": str(bundle.root), "message": f"{bundle.root} is complete already."}
-    raise BackendError(
-        f"{bundle.root} is finished by its script on the device (this version of gnet-opt does "
-        f"not drive TensorRT itself). Run there, in the bundle: {bundle.deferred['command']}"
+        reason = "nothing was left to the device"
+        return {**told, "message": f"{bundle.root} is complete already.", "reason": reason}
+    backend = backend_of(bundle)
+    name = backend.name
+    if not isinstance(backend, DeviceCompiler):
+        raise BackendError(
+            f"{bundle.root} is finished on the device without gnet-opt ({name} has no "
+            f"`finish`). Run there, in the bundle: {bundle.deferred['command']}"
+        )
+    options = bundle.deferred.get("options", {})
+    if not isinstance(options, dict):
+        raise IntegrityError(
+            f"{bundle.root / MANIFEST}: deferred.options is of the wrong type. Build the bundle "
+            "again."
+        )
+    done = backend.finish(bundle.root, options, force=force, progress=progress)
+    message = (
+        f"Built {done.engine} with {name} {done.version} for {done.device}, because "
+        f"{done.reason}. `gnet-opt verify` proves what it computes."
+        if done.built
+        else f"{bundle.root} is complete already: {done.engine.name} fits this machine."
     )
+    return {**told, "built": done.built, "message": message, "reason": done.reason}
 
 
 def build_probe() -> dict[str, Any]:

@@ -548,6 +548,7 @@ class _Build:
             "deferred": {
                 "command": compiled.command,
                 "expected": compiled.expected,
+                "options": dict(compiled.options),
                 "reason": compiled.reason,
             }
             if isinstance(compiled, Deferred)

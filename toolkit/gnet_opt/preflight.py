@@ -97,7 +97,7 @@ def assess(board: Jetson, target: Target | None = None, *, folder: Path | None =
         blockers=(
             *_no_memory(board),
             *_no_storage(board, folder),
-            *_no_tensorrt(board, target),
+            *_no_tensorrt(board),
             *_no_gpu(board),
         ),
         advice=(
@@ -143,21 +143,11 @@ def _no_storage(board: Jetson, folder: Path | None) -> Iterator[str]:
         )
 
 
-def _no_tensorrt(board: Jetson, target: Target | None) -> Iterator[str]:
+def _no_tensorrt(board: Jetson) -> Iterator[str]:
     if not board.tensorrt and not board.tensorrt_python and not board.trtexec:
         yield (
             "TensorRT: neither its libraries nor its Python package nor trtexec were found. "
             "Install it with JetPack: sudo apt install nvidia-jetpack"
-        )
-    wanted = _wanted(target)
-    here, there = _numbers(board.tensorrt)[:2], _numbers(wanted)[:2]
-    if target is not None and here and there and here[0] != there[0]:
-        version = ".".join(map(str, here))
-        yield (
-            f"TensorRT: {board.tensorrt} is installed, but bundles for {target.name} are made for "
-            f"{wanted}, whose trtexec and whose engines are others. Copy {target.file.name} with "
-            f'options.tensorrt = "{version}" and build the bundle for that, or install JetPack '
-            f"{target.device.get('jetpack', 'with that TensorRT')}."
         )
 
 
@@ -225,16 +215,26 @@ def _heat(board: Jetson) -> Iterator[str]:
 
 
 def _versions(board: Jetson, target: Target | None) -> Iterator[str]:
-    """Another minor version: bundles build, but it is not what the target file speaks of."""
+    """Another version than that of which the target file speaks."""
     wanted = _wanted(target)
     here, there = _numbers(board.tensorrt)[:2], _numbers(wanted)[:2]
-    if target is not None and here[:1] == there[:1] and here != there:
-        jetpack = f" (JetPack {board.jetpack})" if board.jetpack else ""
+    if target is None or not here or not there or here == there:
+        return
+    jetpack = f" (JetPack {board.jetpack})" if board.jetpack else ""
+    said = (
+        f"TensorRT: {board.tensorrt}{jetpack} is installed, and the target {target.name} speaks of "
+        f"{wanted} (JetPack {target.device.get('jetpack', 'not named')}). "
+    )
+    if here[0] == there[0]:
         yield (
-            f"TensorRT: {board.tensorrt}{jetpack} is installed, and the target {target.name} "
-            f"speaks of {wanted} (JetPack {target.device.get('jetpack', 'not named')}). Its "
-            "bundles build with this one as well; an engine runs only with the version that "
-            "built it."
+            f"{said}Its bundles build with this one as well; an engine runs only with the version "
+            "that built it."
+        )
+    else:
+        version = ".".join(map(str, here))
+        yield (
+            f"{said}The build_engine.sh of its bundles is for another trtexec. Copy "
+            f'{target.file.name} with options.tensorrt = "{version}" and build the bundle for that.'
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,7 @@ class Deferred:
         command: What to run on the device.
         expected: The file that the command makes, relative to the bundle.
         files: Files written for the build, a script for example, with their kinds.
+        options: What `DeviceCompiler.finish` has to know on the device, fit for JSON.
     """
 
     backend: str
@@ -65,6 +66,26 @@ class Deferred:
     command: str
     expected: str
     files: tuple[tuple[str, Path], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What came of a deferred build on the device.
+
+    Attributes:
+        built: Whether something was built; False where what is there fits this machine.
+        engine: What was or had been built.
+        reason: Why it was built, or why not.
+        version: The version of what built it now, empty where nothing was built.
+        device: What it was built for now, empty where nothing was built.
+    """
+
+    built: bool
+    engine: Path
+    reason: str
+    version: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +248,34 @@ class Backend(Protocol):
 
     def artifact(self, folder: Path) -> Artifact:
         """The artifact that `compile` wrote into `folder` earlier."""
+        ...
+
+
+@runtime_checkable
+class DeviceCompiler(Protocol):
+    """A backend that finishes on the device, by itself, what its `compile` deferred."""
+
+    def finish(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        *,
+        force: bool = False,
+        progress: Progress = silent,
+    ) -> Finished:
+        """Build for this machine what fits it not yet.
+
+        Args:
+            folder: The bundle. What is built here is named as `Deferred.expected`, and by-products
+                begin with that name and a dot.
+            options: `Deferred.options`, as the manifest has them.
+            force: Whether to build what fits, too.
+            progress: Shows the build.
+
+        Raises:
+            MissingDependencyError: The compiler is not installed.
+            BackendError: This machine is not fit for it, or the compiler refused the model.
+        """
         ...
 
 

@@ -1,110 +1,94 @@
 """What TensorRT and TensorRT-RTX share, against fakes: no machine that tests run on has a GPU.
 
-The fakes have the names in `USED` and `CUDA` and no others, and the libraries themselves are asked
-for those wherever they are installed.
+`test_tensorrt_names` holds every name that is used against the libraries themselves.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import io
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from enum import Enum, IntEnum
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
+import onnx
+import onnx.helper as oh
 import pytest
+from fake_tensorrt import Driver, FakeTensorRt, plan_of
 
-from gnet_opt.backends import _engine
-from gnet_opt.backends._engine import EngineRecord, open_engine, record_of, require_gpu
+from gnet_opt.backends import _gpu
+from gnet_opt.backends._build_options import BuildOptions
+from gnet_opt.backends._engine import EngineRecord, Library, open_engine, record_of
 from gnet_opt.backends._engine_build import build_apart, main
-from gnet_opt.errors import BackendError, MissingDependencyError
+from gnet_opt.backends._gpu import Gpu, require_gpu
+from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
 from gnet_opt.files import sha256_file
 
-USED = {
-    "Builder": ["build_serialized_network", "create_builder_config", "create_network"],
-    "BuilderFlag": ["TF32"],
-    "DataType": ["FLOAT"],
-    "IBuilderConfig": ["clear_flag", "set_memory_pool_limit"],
-    "ICudaEngine": [
-        "create_execution_context",
-        "get_tensor_dtype",
-        "get_tensor_mode",
-        "get_tensor_name",
-        "get_tensor_shape",
-        "num_io_tensors",
-    ],
-    "IExecutionContext": ["execute_async_v3", "set_tensor_address"],
-    "ILogger": ["Severity", "log"],
-    "INetworkDefinition": ["get_input", "num_inputs"],
-    "ITensor": ["shape"],
-    "MemoryPoolType": ["WORKSPACE"],
-    "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
-    "OnnxParser": ["get_error", "num_errors", "parse_from_file"],
-    "ParserError": ["desc", "file", "line", "node", "node_name", "node_operator"],
-    "Runtime": ["deserialize_cuda_engine"],
-    "TensorIOMode": ["INPUT"],
-}
-"""Every name of the library that the package uses, in TensorRT 10.3, 10.16 and 11.4 as well as in
-TensorRT-RTX 1.7. The last alone has `ComputeCapability`."""
-
-CUDA = [
-    "cudaError_t",
-    "cudaFree",
-    "cudaFreeHost",
-    "cudaMalloc",
-    "cudaMallocHost",
-    "cudaMemcpyAsync",
-    "cudaMemcpyKind",
-    "cudaStreamCreate",
-    "cudaStreamDestroy",
-    "cudaStreamSynchronize",
-]
+RTX = Library(module="tensorrt_rtx", title="TensorRT-RTX", again="build it again")
+ORIN = Gpu(name="Orin", compute_capability="8.7", cuda="12.6")
+SHAPE = (3, 2, 2)
+WEIGHTS = np.arange(48, dtype=np.float32).reshape(12, 4)
 
 
-@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
-def test_the_library_has_every_name_that_is_used(name: str) -> None:
-    trt = pytest.importorskip(name)
-    found = {
-        kind: [n for n in names if hasattr(getattr(trt, kind), n)] for kind, names in USED.items()
-    }
-    assert found == USED
-    assert {"ERROR", "INTERNAL_ERROR"} <= set(trt.ILogger.Severity.__members__)
+def classifier(
+    batch: int | str = 1, *, inputs: int = 1, outputs: int = 1, half: bool = False
+) -> bytes:
+    """A network that multiplies the picture with `WEIGHTS`."""
+    kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    weights = WEIGHTS.astype(np.float16 if half else np.float32)
+    nodes = [oh.make_node("Flatten", ["input"], ["flat"])]
+    nodes += [oh.make_node("MatMul", ["flat", "w"], [f"logits{n}"]) for n in range(outputs)]
+    graph = oh.make_graph(
+        nodes,
+        "classifier",
+        [
+            oh.make_tensor_value_info("input" + "2" * n, kind, [batch, *SHAPE])
+            for n in range(inputs)
+        ],
+        [oh.make_tensor_value_info(f"logits{n}", kind, [batch, 4]) for n in range(outputs)],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
-def test_cuda_has_every_name_that_is_used() -> None:
-    cuda = pytest.importorskip("cuda.bindings.runtime")
-    assert [name for name in CUDA if not hasattr(cuda, name)] == []
-    assert hasattr(cuda.cudaError_t, "cudaSuccess")
-    kinds = cuda.cudaMemcpyKind
-    assert hasattr(kinds, "cudaMemcpyHostToDevice") and hasattr(kinds, "cudaMemcpyDeviceToHost")
-    assert int(cuda.cudaStream_t(7)) == 7
+def profile(least: int, usual: int, most: int) -> dict[str, list[list[int]]]:
+    return {"input": [[batch, *SHAPE] for batch in (least, usual, most)]}
 
 
 # --- the record -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Path:
-    """An engine of the fake library, with its record and the model that it was built from."""
-    path = tmp_path / "model.engine"
-    path.write_bytes(b"engine")
-    (tmp_path / "model.onnx").write_bytes(b"model")
-    EngineRecord(
+def put(folder: Path, plan: bytes, **changes: Any) -> Path:
+    """An engine with its record, and the model that it was built from."""
+    path = folder / "model.engine"
+    path.write_bytes(plan)
+    (folder / "model.onnx").write_bytes(b"model")
+    record = EngineRecord(
         backend="tensorrt-rtx",
         version="1.7.1",
         compute_capabilities=("8.6", "12.0"),
-        model_sha256=sha256_file(tmp_path / "model.onnx"),
+        model_sha256=sha256_file(folder / "model.onnx"),
         engine_sha256=sha256_file(path),
-    ).write(record_of(path))
+    )
+    replace(record, **changes).write(record_of(path))
     return path
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """An engine of the fake library."""
+    return put(tmp_path, plan_of("1.7.1", classifier()))
 
 
 def test_a_record_on_disk(engine: Path) -> None:
@@ -112,16 +96,29 @@ def test_a_record_on_disk(engine: Path) -> None:
     assert json.loads(path.read_text()) == {
         "backend": "tensorrt-rtx",
         "compute_capabilities": ["8.6", "12.0"],
+        "cuda": "",
         "engine_sha256": sha256_file(engine),
+        "gpu": "",
+        "hardware_compatibility": "",
+        "model": "model.onnx",
         "model_sha256": sha256_file(engine.with_name("model.onnx")),
         "schema": "gnet-opt/engine/1",
         "version": "1.7.1",
+        "version_compatible": False,
     }
     record = EngineRecord.read(path)
     assert record.compute_capabilities == ("8.6", "12.0")
-    record.check(engine, "TensorRT-RTX", "1.7.1")
+    record.check(engine, RTX, "1.7.1", ORIN)
     engine.with_name("model.onnx").unlink()  # then there is nothing to compare with
-    record.check(engine, "TensorRT-RTX", "1.7.1")
+    record.check(engine, RTX, "1.7.1", ORIN)
+
+
+def test_a_record_of_an_earlier_gnet_opt(engine: Path) -> None:
+    path = record_of(engine)
+    values = json.loads(path.read_text())
+    since = ("cuda", "gpu", "hardware_compatibility", "model", "version_compatible")
+    path.write_text(json.dumps({k: v for k, v in values.items() if k not in since}))
+    EngineRecord.read(path).check(engine, RTX, "1.7.1", ORIN)
 
 
 @pytest.mark.parametrize(
@@ -149,269 +146,181 @@ def test_a_record_with_a_key_too_many(engine: Path) -> None:
 def test_a_stale_engine(engine: Path) -> None:
     record = EngineRecord.read(record_of(engine))
     with pytest.raises(BackendError) as caught:
-        record.check(engine, "TensorRT-RTX", "1.8.0")
+        record.check(engine, RTX, "1.8.0", ORIN)
     assert str(caught.value) == (
-        f"{engine} was built by TensorRT-RTX 1.7.1 and runs with no other version, but this "
-        "machine has 1.8.0. Install 1.7.1, or build the bundle again with `gnet-opt quantize`."
+        f"{engine} was built by TensorRT-RTX 1.7.1 and runs with no other, but this "
+        "machine has 1.8.0. Install 1.7.1, or build it again."
     )
     engine.with_name("model.onnx").write_bytes(b"another model")
-    with pytest.raises(BackendError, match=r"was not built from the model\.onnx beside it"):
-        record.check(engine, "TensorRT-RTX", "1.7.1")
+    with pytest.raises(BackendError, match=r"the model\.onnx beside it .* Build it again\.$"):
+        record.check(engine, RTX, "1.7.1", ORIN)
     engine.write_bytes(b"another engine")
-    with pytest.raises(BackendError, match="was changed after it was built"):
-        record.check(engine, "TensorRT-RTX", "1.7.1")
+    with pytest.raises(BackendError, match=r"was changed after it was built .* Build it again\.$"):
+        record.check(engine, RTX, "1.7.1", ORIN)
     engine.unlink()
-    with pytest.raises(BackendError, match="does not exist"):
-        record.check(engine, "TensorRT-RTX", "1.7.1")
+    with pytest.raises(BackendError, match=r"does not exist\. Build it again\.$"):
+        record.check(engine, RTX, "1.7.1", ORIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "level", "fits"),
+    [
+        ("Orin", "8.7", "", True),
+        ("NVIDIA RTX A2000", "8.7", "", False),
+        ("Orin", "8.6", "", False),
+        ("NVIDIA RTX A2000", "8.6", "ampere_plus", True),
+        ("NVIDIA Thor", "11.0", "ampere_plus", True),
+        ("Tesla T4", "7.5", "ampere_plus", False),
+    ],
+)
+def test_an_engine_of_another_gpu(
+    name: str, capability: str, level: str, fits: bool, engine: Path
+) -> None:
+    record = replace(
+        EngineRecord.read(record_of(engine)),
+        gpu="Orin",
+        compute_capabilities=("8.7",),
+        hardware_compatibility=level,
+    )
+    here = Gpu(name=name, compute_capability=capability, cuda="13.0")
+    assert record.problem(engine, RTX, "1.7.1", here) == (
+        ""
+        if fits
+        else f"{engine} was built for Orin (compute capability 8.7), but this machine has {name} "
+        f"(compute capability {capability})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("10.3.0", "10.3.0", True),
+        ("10.3.0", "10.16.1", True),
+        ("10.16.1", "10.3.0", False),
+        ("10.3.0", "11.4.0", False),
+    ],
+)
+def test_a_version_compatible_engine(built: str, here: str, fits: bool, engine: Path) -> None:
+    record = replace(EngineRecord.read(record_of(engine)), version=built, version_compatible=True)
+    problem = record.problem(engine, RTX, here, ORIN)
+    assert (problem == "") == fits
+    assert fits or "runs with later ones of its major version, but" in problem
 
 
 # --- the GPU ----------------------------------------------------------------------------------
-
-
-class FakeDriver:
-    def __init__(self, code: int, count: int) -> None:
-        self._code, self._count = code, count
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802 (NVIDIA's name)
-        assert flags == 0
-        return self._code
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = self._count
-        return 0
 
 
 @pytest.mark.parametrize(
     ("driver", "problem"),
     [
         (None, "the driver's libno-such-driver.so.1 was not found"),
-        (FakeDriver(100, 0), "the driver's cuInit gives the error 100"),
-        (FakeDriver(0, 0), "the driver finds none"),
+        (Driver(code=100), "the driver's cuInit gives the error 100"),
+        (Driver(count=0), "the driver finds none"),
+        (object(), "the driver's libno-such-driver.so.1 is incomplete: 'object' object has no "),
     ],
 )
 def test_a_machine_without_a_gpu(
-    driver: FakeDriver | None, problem: str, monkeypatch: pytest.MonkeyPatch
+    driver: object, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "_DRIVER", "libno-such-driver.so.1")
+    monkeypatch.setattr(_gpu, "_DRIVER", "libno-such-driver.so.1")
     if driver is not None:
         monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     with pytest.raises(BackendError) as caught:
-        require_gpu(Path("b/model.engine"))
-    assert str(caught.value) == (
-        f"b/model.engine was not run: this machine has no NVIDIA GPU that can be used ({problem}). "
-        "Run it on a machine with the GPU and its driver."
+        require_gpu("b/model.engine was not run", "Run it elsewhere.")
+    text = str(caught.value)
+    assert text.startswith(
+        f"b/model.engine was not run: this machine has no NVIDIA GPU that can be used ({problem}"
     )
+    assert text.endswith("). Run it elsewhere.")
+
+
+def test_a_driver_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "libcuda.so.1"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(_gpu, "_DRIVER", str(broken))
+    with pytest.raises(BackendError, match=r"the driver's .*libcuda\.so\.1 cannot be loaded: "):
+        require_gpu("It was not run", "Run it elsewhere.")
 
 
 def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(0, 1))
-    require_gpu(Path("b/model.engine"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert require_gpu("It was not run", "Run it elsewhere.") == ORIN
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("code", [0, 803])
+def test_a_driver_in_c(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types and order of the arguments, which a fake in Python does not show."""
+    (tmp_path / "driver.c").write_text(fake_tensorrt.DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    build = ["cc", "-shared", "-fPIC", f"-DCODE={code}", "-o", str(library)]
+    subprocess.run([*build, str(tmp_path / "driver.c")], check=True, capture_output=True)
+    monkeypatch.setattr(_gpu, "_DRIVER", str(library))
+    if code:
+        with pytest.raises(BackendError, match="the driver's cuInit gives the error 803"):
+            require_gpu("It was not run", "Run it elsewhere.")
+        return
+    found = require_gpu("It was not run", "Run it elsewhere.")
+    assert found == Gpu(name="A GPU", compute_capability="12.1", cuda="13.2")
 
 
 # --- running ----------------------------------------------------------------------------------
 
-SHAPES = {"input": (1, 3, 2, 2), "logits": (1, 4)}
-WEIGHTS = np.arange(48, dtype=np.float32).reshape(12, 4)
-
-
-class Error(IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-
-
-class Kind(Enum):
-    cudaMemcpyHostToDevice = 1  # noqa: N815
-    cudaMemcpyDeviceToHost = 2  # noqa: N815
-
-
-class Gpu:
-    """Memory, and a stream that does its work when it is waited for."""
-
-    def __init__(self) -> None:
-        self.host: dict[int, Any] = {}
-        self.device: dict[int, Any] = {}
-        self.streams: set[int] = set()
-        self.queue: list[Callable[[], object]] = []
-        self.allocations_left = 99
-
-    def take(self, memory: dict[int, Any], size: int) -> tuple[Error, int]:
-        if self.allocations_left == 0:
-            return Error.cudaErrorMemoryAllocation, 0
-        self.allocations_left -= 1
-        buffer = (ctypes.c_char * size)()
-        memory[ctypes.addressof(buffer)] = buffer
-        return Error.cudaSuccess, ctypes.addressof(buffer)
-
-    def free(self, memory: dict[int, Any], address: int) -> tuple[Error]:
-        del memory[address]
-        return (Error.cudaSuccess,)
-
-    def copy(self, to: int, source: int, size: int, kind: Kind, stream: int) -> tuple[Error]:
-        up = kind is Kind.cudaMemcpyHostToDevice
-        there, here = (self.device, self.host) if up else (self.host, self.device)
-        assert len(there[to]) == len(here[source]) == size
-        assert stream in self.streams
-        self.queue.append(lambda: ctypes.memmove(to, source, size))
-        return (Error.cudaSuccess,)
-
-    def create(self) -> tuple[Error, int]:
-        self.streams.add(7)
-        return Error.cudaSuccess, 7
-
-    def destroy(self, stream: int) -> tuple[Error]:
-        self.streams.remove(stream)
-        return (Error.cudaSuccess,)
-
-    def wait(self, stream: int) -> tuple[Error]:
-        assert stream in self.streams
-        while self.queue:
-            self.queue.pop(0)()
-        return (Error.cudaSuccess,)
-
-    def module(self) -> ModuleType:
-        """The fake `cuda.bindings.runtime`."""
-        made = ModuleType("cuda.bindings.runtime")
-        made.cudaError_t = Error  # type: ignore[attr-defined]
-        made.cudaFree = lambda address: self.free(self.device, address)  # type: ignore[attr-defined]
-        made.cudaFreeHost = lambda address: self.free(self.host, address)  # type: ignore[attr-defined]
-        made.cudaMalloc = lambda size: self.take(self.device, size)  # type: ignore[attr-defined]
-        made.cudaMallocHost = lambda size: self.take(self.host, size)  # type: ignore[attr-defined]
-        made.cudaMemcpyAsync = self.copy  # type: ignore[attr-defined]
-        made.cudaMemcpyKind = Kind  # type: ignore[attr-defined]
-        made.cudaStreamCreate = self.create  # type: ignore[attr-defined]
-        made.cudaStreamDestroy = self.destroy  # type: ignore[attr-defined]
-        made.cudaStreamSynchronize = self.wait  # type: ignore[attr-defined]
-        assert sorted(n for n in vars(made) if n.startswith("cuda")) == CUDA
-        return made
-
-
-class FakeTensorRt:
-    """A library whose engines multiply the picture with `WEIGHTS`; tests change its fields."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
-        self.shapes: dict[str, tuple[int, ...]] = dict(SHAPES)
-        self.dtype = "float32"
-        self.fails: set[str] = set()
-
-    def module(self) -> ModuleType:
-        fake = self
-
-        class ILogger:
-            Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
-
-            def log(self, severity: object, message: str) -> None:
-                raise NotImplementedError
-
-        class IExecutionContext:
-            def __init__(self, log: ILogger) -> None:
-                self._log = log
-                self._addresses: dict[str, int] = {}
-
-            def set_tensor_address(self, name: str, address: int) -> bool:
-                assert address in fake.gpu.device
-                self._addresses[name] = address
-                return "address" not in fake.fails
-
-            def execute_async_v3(self, stream: int) -> bool:
-                assert stream in fake.gpu.streams
-                if "execute" in fake.fails:
-                    self._log.log(ILogger.Severity.ERROR, "out of registers")
-                    return False
-                fake.gpu.queue.append(self._multiply)
-                return True
-
-            def _multiply(self) -> None:
-                data = fake.gpu.device[self._addresses["input"]]
-                logits = np.frombuffer(data, np.float32) @ WEIGHTS
-                ctypes.memmove(self._addresses["logits"], logits.ctypes.data, logits.nbytes)
-
-        class ICudaEngine:
-            def __init__(self, log: ILogger) -> None:
-                self._log = log
-
-            @property
-            def num_io_tensors(self) -> int:
-                return len(fake.shapes)
-
-            def get_tensor_name(self, index: int) -> str:
-                return list(fake.shapes)[index]
-
-            def get_tensor_mode(self, name: str) -> object:
-                return TensorIOMode.INPUT if name.startswith("input") else "output"
-
-            def get_tensor_dtype(self, name: str) -> object:
-                return fake.dtype
-
-            def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-                return fake.shapes[name]
-
-            def create_execution_context(self) -> IExecutionContext | None:
-                if "context" in fake.fails:
-                    self._log.log(ILogger.Severity.INTERNAL_ERROR, "no kernels for this GPU")
-                    return None
-                return IExecutionContext(self._log)
-
-        class Runtime:
-            def __init__(self, log: ILogger) -> None:
-                self._log = log
-
-            def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
-                assert plan == b"engine"
-                self._log.log(ILogger.Severity.WARNING, "do not mind")
-                if "deserialize" in fake.fails:
-                    return None
-                return ICudaEngine(self._log)
-
-        class TensorIOMode(Enum):
-            INPUT = 1
-
-        made = ModuleType("tensorrt_rtx")
-        classes = {
-            "DataType": SimpleNamespace(FLOAT="float32"),
-            "ICudaEngine": ICudaEngine,
-            "IExecutionContext": IExecutionContext,
-            "ILogger": ILogger,
-            "Runtime": Runtime,
-            "TensorIOMode": TensorIOMode,
-        }
-        for name, value in classes.items():
-            setattr(made, name, value)
-            public = [n for n in vars(value) if not n.startswith("_")]
-            assert sorted(public) == USED[name]
-        made.__spec__ = sys.__spec__
-        made.__version__ = "1.7.1"  # type: ignore[attr-defined]
-        return made
-
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
-    gpu = Gpu()
-    fake = FakeTensorRt(gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake.module())
+    gpu = fake_tensorrt.Gpu()
+    fake = FakeTensorRt("1.7.1", gpu, names="11.4.0")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake.module("tensorrt_rtx"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.module())
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(0, 1))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     yield fake
     # Whatever happened, all memory was given back.
-    assert (gpu.host, gpu.device, gpu.streams) == ({}, {}, set())
+    assert gpu.is_empty
 
 
 def opened(engine: Path) -> Any:
-    return open_engine(engine, module="tensorrt_rtx", title="TensorRT-RTX", extra="tensorrt-rtx")
+    return open_engine(engine, RTX)
 
 
 def test_runs_on_the_fake_gpu(engine: Path, library: FakeTensorRt) -> None:
     pictures = np.random.default_rng(0).normal(size=(2, 1, 3, 2, 2)).astype(np.float32)
     with opened(engine) as runner:
+        assert runner.device_ns is None
         first = runner.run(pictures[0])
         kept = first.copy()
         second = runner.run(np.asfortranarray(pictures[1]))
         np.testing.assert_array_equal(first, kept)
+        assert runner.device_ns > 0
     assert (first.shape, first.dtype) == ((1, 4), np.float32)
     for got, picture in ((first, pictures[0]), (second, pictures[1])):
-        np.testing.assert_allclose(got[0], picture.ravel() @ WEIGHTS, rtol=1e-6)
+        np.testing.assert_allclose(got[0], picture.ravel() @ WEIGHTS, rtol=1e-5)
     with pytest.raises(BackendError, match="was closed"):
         runner.run(pictures[0])
+
+
+def test_any_batch_of_the_profile(tmp_path: Path, library: FakeTensorRt) -> None:
+    plan = plan_of("1.7.1", classifier("N"), shapes=profile(2, 4, 6))
+    path = put(tmp_path, plan)
+    pictures = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
+    expected = pictures.reshape(6, -1) @ WEIGHTS
+    with opened(path) as runner:
+        for count in (6, 2, 3, 3, 6):
+            logits = runner.run(pictures[:count])
+            assert logits.shape == (count, 4)
+            np.testing.assert_allclose(logits, expected[:count], rtol=1e-5)
+        for count in (1, 7):
+            with pytest.raises(BackendError) as caught:
+                runner.run(np.zeros((count, *SHAPE), np.float32))
+            assert str(caught.value) == (
+                f"{path} takes 2 to 6 pictures at once, but got {count}. Split the batch, or build "
+                "the bundle again for a target whose options.batches go so far."
+            )
+        library.fails = {"shape"}
+        with pytest.raises(BackendError, match="failed: the shape is outside of the profile"):
+            runner.run(pictures[:4])
+        with pytest.raises(BackendError, match=r"takes float32 of shape \(N, 3, 2, 2\), but got"):
+            runner.run(np.zeros((2, 3, 2, 3), np.float32))
 
 
 def test_a_wrong_picture(engine: Path, library: FakeTensorRt) -> None:
@@ -461,19 +370,12 @@ def test_a_run_that_fails(engine: Path, library: FakeTensorRt) -> None:
             library.gpu.queue.clear()
 
 
-@pytest.mark.parametrize(
-    ("shapes", "dtype"),
-    [
-        ({**SHAPES, "logits2": (1, 4)}, "float32"),
-        ({"input": (1, 3, 2, 2), "input2": (1, 4)}, "float32"),
-        (SHAPES, "float16"),
-    ],
-)
+@pytest.mark.parametrize("form", [{"outputs": 2}, {"inputs": 2}, {"half": True}])
 def test_an_engine_of_no_classifier(
-    shapes: dict[str, tuple[int, ...]], dtype: str, engine: Path, library: FakeTensorRt
+    form: dict[str, Any], tmp_path: Path, library: FakeTensorRt
 ) -> None:
-    library.shapes, library.dtype = shapes, dtype
-    with pytest.raises(BackendError, match="one input and one output in float32"), opened(engine):
+    path = put(tmp_path, plan_of("1.7.1", classifier(**form)))
+    with pytest.raises(BackendError, match="one input and one output in float32"), opened(path):
         pass
 
 
@@ -484,6 +386,18 @@ def test_a_stale_engine_does_not_reach_the_library(engine: Path, library: FakeTe
         opened(engine).__enter__()
 
 
+def test_host_code_is_allowed_to_engines_that_need_it(
+    tmp_path: Path, library: FakeTensorRt
+) -> None:
+    plan = plan_of("1.7.0", classifier(), flags=["VERSION_COMPATIBLE"])
+    path = put(tmp_path, plan, version="1.7.0", version_compatible=True)
+    with opened(path) as runner:
+        assert runner.run(np.zeros((1, *SHAPE), np.float32)).shape == (1, 4)
+    put(tmp_path, plan)
+    with pytest.raises(BackendError, match="has host code, which is not allowed"), opened(path):
+        pass
+
+
 def test_cuda_without_its_package(
     engine: Path, library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,7 +405,44 @@ def test_cuda_without_its_package(
     with pytest.raises(MissingDependencyError) as caught, opened(engine):
         pass
     assert str(caught.value).startswith("cuda-bindings is needed to run model.engine")
-    assert str(caught.value).endswith('pip install "gnet-opt[tensorrt-rtx]"')
+    # One for CUDA 13 would not run with a driver for 12.6.
+    assert str(caught.value).endswith('Install it for this driver: pip install "cuda-bindings<13"')
+
+
+# --- the options ------------------------------------------------------------------------------
+
+
+def test_options_are_read_and_written() -> None:
+    assert BuildOptions.read({"tensorrt": "10.3"}, "t.toml") == BuildOptions()
+    given = {
+        "batches": [1, 4, 16],
+        "hardware_compatibility": "ampere_plus",
+        "version_compatible": True,
+        "workspace_mib": 256,
+    }
+    read = BuildOptions.read(given, "t.toml")
+    assert read.batches == (1, 4, 16)
+    assert read.to_dict() == given
+    assert BuildOptions.read(json.loads(json.dumps(read.to_dict())), "t.toml") == read
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        *(
+            ("batches", value, "the least, the usual and the greatest batch, such as [1, 8, 32]")
+            for value in (8, [1, 8], [0, 1, 2], [8, 1, 32], [1, 8.0, 32], [True, 8, 32])
+        ),
+        ("workspace_mib", 0, "MiB, such as 1024"),
+        ("workspace_mib", "1 GiB", "MiB, such as 1024"),
+        ("version_compatible", 1, "true or false"),
+        ("hardware_compatibility", "turing", "one of ampere_plus, or left out"),
+    ],
+)
+def test_options_that_cannot_be_used(key: str, value: object, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        BuildOptions.read({key: value}, "t.toml")
+    assert str(caught.value) == f"t.toml: options.{key} is {value!r}; it must be {wanted}."
 
 
 # --- building apart ---------------------------------------------------------------------------
@@ -511,6 +462,10 @@ def fake_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return made
 
 
+def build(model: Path) -> str:
+    return build_apart(RTX, model, model.with_suffix(".engine"), BuildOptions())
+
+
 @pytest.mark.parametrize(
     ("code", "ended", "words"),
     [
@@ -521,6 +476,16 @@ def fake_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             "assertion failed",
         ),
         ("import os\nos._exit(9)", "exit code 9", "none"),
+        # What a library prints is no answer, and an answer that is cut short is none.
+        ("import os\nprint('{}')\nos._exit(9)", "exit code 9", "{}"),
+        (
+            "import gc, io, os\n"
+            "out = next(o for o in gc.get_objects() if isinstance(o, io.TextIOWrapper)"
+            " and o.fileno() > 2)\n"
+            "out.write('{\"vers')\nout.flush()\nos._exit(9)",
+            "exit code 9",
+            "none",
+        ),
     ],
 )
 def test_a_compiler_that_crashes(
@@ -528,7 +493,7 @@ def test_a_compiler_that_crashes(
 ) -> None:
     model = fake_compiler(code)
     with pytest.raises(BackendError) as caught:
-        build_apart("tensorrt_rtx", "TensorRT-RTX", model, model.with_suffix(".engine"), ["8.6"])
+        build(model)
     assert str(caught.value) == (
         f"Compiling {model} with TensorRT-RTX failed: its process died ({ended}). Its last words: "
         f"{words}. Check the file with `gnet-opt inspect`, or export the model again."
@@ -538,54 +503,98 @@ def test_a_compiler_that_crashes(
 def test_a_compiler_that_cannot_be_imported(fake_compiler: Callable[[str], Path]) -> None:
     model = fake_compiler("raise ImportError('libtensorrt_rtx.so.1: no such file')")
     with pytest.raises(BackendError) as caught:
-        build_apart("tensorrt_rtx", "TensorRT-RTX", model, model.with_suffix(".engine"), ["8.6"])
+        build(model)
     assert "failed: libtensorrt_rtx.so.1: no such file. Check" in str(caught.value)
 
 
-class Refusing:
-    """A parser that refuses a model with two errors, as the libraries tell them."""
-
-    num_errors = 2
-
-    def __init__(self, network: object, log: object) -> None:
-        pass
-
-    def parse_from_file(self, model: str) -> bool:
-        return False
-
-    def get_error(self, index: int) -> Any:
-        return SimpleNamespace(
-            desc=lambda: f"no importer for it, {index}",
-            file=lambda: "/build/parsers/onnx/ModelImporter.cpp",
-            line=lambda: 100 + index,
-            node=lambda: 5 + index,
-            node_name=lambda: "fc",
-            node_operator=lambda: "Gemmm",
-        )
-
-
-def test_every_error_of_the_parser_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(
-        Builder=lambda log: SimpleNamespace(create_network=lambda flags: flags),
-        ILogger=type("ILogger", (), {"Severity": SimpleNamespace(ERROR=1, INTERNAL_ERROR=2)}),
-        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
-        OnnxParser=Refusing,
-    )
-    monkeypatch.setattr(importlib, "import_module", lambda name: fake)
+def requested(tmp_path: Path, library: FakeTensorRt, **changes: Any) -> dict[str, Any]:
+    """What the building process answers, line by line, when it is asked in this process."""
+    model = tmp_path / "model.onnx"
     request = {
-        "answer": str(tmp_path / "answer.json"),
         "compute_capabilities": [],
-        "engine": str(tmp_path / "e"),
-        "model": "strange.onnx",
-        "module": "tensorrt_rtx",
-        "title": "TensorRT-RTX",
+        "engine": str(tmp_path / "made" / "model.engine"),
+        "model": str(model),
+        "module": "tensorrt",
+        "options": BuildOptions().to_dict(),
+        "precisions": [],
+        "timings": None,
+        "title": "TensorRT",
+        **changes,
     }
-    main(json.dumps(request))
-    assert json.loads((tmp_path / "answer.json").read_text()) == {
+    (tmp_path / "made").mkdir(exist_ok=True)
+    answers = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib, "import_module", lambda name: library.module())
+        main(json.dumps(request), answers)
+    lines = [json.loads(line) for line in answers.getvalue().splitlines()]
+    return {"last": lines[-1], "before": lines[:-1]}
+
+
+def test_every_error_of_the_parser_is_told(tmp_path: Path) -> None:
+    class Refusing:
+        num_errors = 2
+
+        def __init__(self, network: object, log: object) -> None:
+            pass
+
+        def parse_from_file(self, model: str) -> bool:
+            return False
+
+        def get_error(self, index: int) -> Any:
+            return library.ParserError(5 + index, f"no importer for it, {index}")
+
+    fake = FakeTensorRt("11.4.0", fake_tensorrt.Gpu())
+    library: Any = fake.module()
+    library.OnnxParser = Refusing
+    fake.module = lambda name="tensorrt": library  # type: ignore[method-assign]
+    said = requested(tmp_path, fake, model="strange.onnx")
+    assert said["last"] == {
         "error": (
-            "Compiling strange.onnx with TensorRT-RTX failed: "
-            "node 5 'fc' (Gemmm): no importer for it, 0 (ModelImporter.cpp:100); "
-            "node 6 'fc' (Gemmm): no importer for it, 1 (ModelImporter.cpp:101). "
+            "Compiling strange.onnx with TensorRT failed: "
+            "node 5 'a node' (DequantizeLinear): no importer for it, 0 (ModelImporter.cpp:180); "
+            "node 6 'a node' (DequantizeLinear): no importer for it, 1 (ModelImporter.cpp:180). "
             "Check the file with `gnet-opt inspect`, or export the model again."
+        )
+    }
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.16.1", "11.4.0"])
+def test_phases_are_told_where_the_library_tells_them(version: str, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(classifier())
+    said = requested(tmp_path, FakeTensorRt(version, fake_tensorrt.Gpu()))
+    assert said["last"] == {"version": version}
+    expected: list[dict[str, Any]] = []
+    for name, steps in (("Optimizing the graph", 3), ("Timing kernels", 4)):
+        expected.append({"phase": name, "steps": steps})
+        expected += [{"step": step} for step in range(steps)]
+        expected.append({"ended": name})
+    assert said["before"] == ([] if version == "8.6.1" else expected)
+
+
+def test_a_build_that_nobody_listens_to_stops(tmp_path: Path) -> None:
+    """The monitor answers no: the process would compute for minutes otherwise."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    (tmp_path / "model.onnx").write_bytes(classifier())
+    fake = FakeTensorRt("10.3.0", fake_tensorrt.Gpu(), fails={"forever"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "StringIO", Gone)
+        with pytest.raises(IndexError):  # no line was written, and it came back
+            requested(tmp_path, fake)
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_pictures_of_any_size_are_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(classifier("N"))
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "width"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    said = requested(tmp_path, FakeTensorRt("11.4.0", fake_tensorrt.Gpu()))
+    assert said["last"] == {
+        "error": (
+            f"{tmp_path / 'model.onnx'} takes pictures of any size: its input has the shape "
+            "(-1, 3, 2, -1). Export it with a fixed height and width."
         )
     }

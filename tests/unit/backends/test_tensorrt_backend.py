@@ -14,9 +14,10 @@ import onnx.helper as oh
 import pytest
 
 from conformance import models
+from gnet_opt.backends._trtexec import Input, build_command
 from gnet_opt.backends.onnxruntime import open_reference
-from gnet_opt.backends.tensorrt import TensorRtBackend, build_command
-from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
+from gnet_opt.backends.tensorrt import TensorRtBackend
+from gnet_opt.errors import BackendError, ConfigError
 from gnet_opt.quantization.half import write_half
 from gnet_opt.runtime import Deferred
 from gnet_opt.target import Target, find
@@ -34,13 +35,13 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = {
-    "8.2": "--int8 --fp16 --buildOnly",
-    "8.5.2": "--int8 --fp16 --buildOnly",
-    "8.6": "--int8 --fp16 --skipInference",
-    "10.3": "--stronglyTyped --skipInference",
-    "10.16.1": "--stronglyTyped --skipInference",
-    "11.0": "--skipInference",
-    "11.4.1": "--skipInference",
+    "8.2": "--int8 --fp16 --noTF32 --workspace=1024 --buildOnly",
+    "8.5.2": "--int8 --fp16 --noTF32 --memPoolSize=workspace:1024 --buildOnly",
+    "8.6": "--int8 --fp16 --noTF32 --memPoolSize=workspace:1024 --skipInference",
+    "10.3": "--stronglyTyped --noTF32 --memPoolSize=workspace:1024 --skipInference",
+    "10.16.1": "--stronglyTyped --noTF32 --memPoolSize=workspace:1024 --skipInference",
+    "11.0": "--noTF32 --memPoolSize=workspace:1024 --skipInference",
+    "11.4.1": "--noTF32 --memPoolSize=workspace:1024 --skipInference",
 }
 
 
@@ -49,6 +50,34 @@ def test_command_by_version(version: str, flags: str) -> None:
     assert build_command(board(version), quantized=True) == (
         f"trtexec --onnx=model.onnx --saveEngine=model.engine {flags} "
         "--timingCacheFile=model.engine.timing"
+    )
+
+
+def test_options_of_the_target() -> None:
+    options = {
+        "tensorrt": "8.6",
+        "batches": [1, 4, 16],
+        "hardware_compatibility": "ampere_plus",
+        "version_compatible": True,
+        "workspace_mib": 256,
+    }
+    target = replace(board("8.6"), options=options)
+    free = Input(name="input", picture=(3, 224, 224))
+    command = build_command(target, quantized=False, free=free)
+    assert command.split()[3:-2] == [
+        "--noTF32",
+        "--minShapes=input:1x3x224x224",
+        "--optShapes=input:4x3x224x224",
+        "--maxShapes=input:16x3x224x224",
+        "--versionCompatible",
+        "--hardwareCompatibilityLevel=ampere+",
+        "--memPoolSize=workspace:256",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        build_command(replace(target, options={**options, "tensorrt": "8.5"}), quantized=False)
+    assert str(caught.value) == (
+        "board.toml: options.version_compatible needs TensorRT 8.6 or later, but options.tensorrt "
+        "is 8.5. Leave it out, or update the device."
     )
 
 
@@ -86,6 +115,15 @@ def test_compile_defers(quantized: Path, tmp_path: Path) -> None:
         command=build_command(find("jetson"), quantized=True),
         expected="model.engine",
         files=(("script", script),),
+        options={
+            "batches": [1, 8, 32],
+            "hardware_compatibility": "",
+            "model": "model.onnx",
+            "precisions": ["INT8", "FP16"],
+            "tensorrt": "10.16",
+            "version_compatible": False,
+            "workspace_mib": 1024,
+        },
     )
     assert [path.name for path in tmp_path.iterdir()] == ["build_engine.sh"]
     assert "tensorrt" not in sys.modules
@@ -199,21 +237,3 @@ class TestScript:
         done = self.run(bundle, TRTEXEC="/nowhere/trtexec")
         assert done.returncode == 3
         assert "set TRTEXEC to its path" in done.stderr
-
-
-def test_open_refuses_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = TensorRtBackend()
-    artifact = backend.artifact(tmp_path)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert not backend.probe().available
-    with (
-        pytest.raises(MissingDependencyError, match=r"gnet-opt\[tensorrt\]"),
-        backend.open(artifact),
-    ):
-        pass
-    installed = type(sys)("tensorrt")
-    installed.__spec__ = sys.__spec__
-    monkeypatch.setitem(sys.modules, "tensorrt", installed)
-    with pytest.raises(BackendError, match=r"runs only") as caught, backend.open(artifact):
-        pass
-    assert "trtexec --loadEngine=model.engine" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import subprocess
 import sys
@@ -14,13 +15,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fake_tensorrt import Driver
 
 import networks
 from conformance import models
 from data import shared_data
 from gnet_opt import paths
-from gnet_opt.backends import _engine
+from gnet_opt.backends import _gpu, tensorrt_rtx
+from gnet_opt.backends._build_options import BuildOptions
 from gnet_opt.backends._engine import EngineRecord, record_of
+from gnet_opt.backends._engine_build import build_apart
+from gnet_opt.backends._tensorrt8 import for_tensorrt8
 from gnet_opt.backends.tensorrt_rtx import TensorRtRtxBackend
 from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
 from gnet_opt.files import sha256_file
@@ -75,10 +80,15 @@ def test_compiles_to_equal_bytes(form: str, files: dict[str, Path], tmp_path: Pa
     assert json.loads(one[1][1]) == {
         "backend": "tensorrt-rtx",
         "compute_capabilities": ["8.6", "8.9", "12.0"],
+        "cuda": "",
         "engine_sha256": sha256_file(made[0].path),
+        "gpu": "",
+        "hardware_compatibility": "",
+        "model": "model.onnx",
         "model_sha256": sha256_file(files[form]),
         "schema": "gnet-opt/engine/1",
         "version": BACKEND.probe().version,
+        "version_compatible": False,
     }
 
 
@@ -183,13 +193,80 @@ def test_the_node_that_is_refused_is_named(files: dict[str, Path], tmp_path: Pat
 
 
 @needs_library
-def test_a_free_batch_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(BackendError) as caught:
-        BACKEND.compile(files["dynamic"], RTX, tmp_path)
-    assert str(caught.value) == (
-        f"{files['dynamic']} takes any batch: its input has the shape (-1, 3, 17, 17). An engine "
-        "is built for one shape. Quantize with --batch 1."
+def test_any_batch(files: dict[str, Path], tmp_path: Path) -> None:
+    artifact = BACKEND.compile(files["dynamic"], RTX, tmp_path)
+    assert EngineRecord.read(record_of(artifact.path)).engine_sha256 == sha256_file(artifact.path)
+    for batches, said in (
+        ([4, 2, 1], r"options\.batches is \[4, 2, 1\]; it must be the least"),
+        ([1, 8, 2**31], "Compiling .* failed: "),  # more than the library can count
+    ):
+        options = {**RTX.options, "batches": batches}
+        with pytest.raises((ConfigError, BackendError), match=said):
+            BACKEND.compile(files["dynamic"], replace(RTX, options=options), tmp_path)
+
+
+WITHOUT_PROFILE = """
+import sys
+from gnet_opt.backends import _engine_build
+
+_engine_build._Build._set_profile = lambda *_: None
+_engine_build.main(sys.argv[1], sys.stdout)
+"""
+
+
+@needs_library
+def test_any_batch_needs_its_profile(files: dict[str, Path], tmp_path: Path) -> None:
+    """So that an engine which is built at all has the batches that were asked for."""
+    request = {
+        "compute_capabilities": ["8.6"],
+        "engine": str(tmp_path / "model.engine"),
+        "model": str(files["dynamic"]),
+        "module": "tensorrt_rtx",
+        "options": BuildOptions().to_dict(),
+        "precisions": [],
+        "timings": None,
+        "title": "TensorRT-RTX",
+    }
+    command = [sys.executable, "-c", WITHOUT_PROFILE, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert "no optimization profile has been defined" in answer["error"]
+
+
+@needs_library
+def test_phases_of_the_build_are_told(files: dict[str, Path], tmp_path: Path) -> None:
+    """By the library itself, whose monitor is that of TensorRT."""
+    shown: dict[str, list[int]] = {}
+
+    def progress(items: Any, label: str, total: int | None = None) -> Any:
+        assert total is not None
+        counts = shown.setdefault(label, [total, 0])
+        for item in items:
+            counts[1] += 1
+            yield item
+
+    build_apart(
+        tensorrt_rtx._LIBRARY,
+        files["s8"],
+        tmp_path / "model.engine",
+        BuildOptions(),
+        compute_capabilities=["8.6"],
+        progress=progress,
     )
+    assert len(shown) > 1
+    assert all(0 < done <= total for total, done in shown.values())
+
+
+@needs_library
+@pytest.mark.parametrize("version", ["8.2", "8.5"])
+def test_the_form_of_tensorrt_8_is_parsed_and_built(
+    version: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Float weights in front of Q and DQ, and opset 13, by a parser of the same family."""
+    model = tmp_path / "model.onnx"
+    model.write_bytes(for_tensorrt8(files["s8"], tuple(map(int, version.split(".")))))  # type: ignore[arg-type]
+    assert walk(model) == walk(files["s8"])
+    assert BACKEND.compile(model, RTX, tmp_path).path.stat().st_size > 0
 
 
 @needs_library
@@ -222,7 +299,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_open_without_a_gpu(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "_DRIVER", "libno-such-driver.so.1")
+    monkeypatch.setattr(_gpu, "_DRIVER", "libno-such-driver.so.1")
     artifact = BACKEND.compile(files["s8"], RTX, tmp_path)
     with pytest.raises(BackendError) as caught, BACKEND.open(artifact):
         pass
@@ -233,6 +310,8 @@ def test_open_without_a_gpu(
     )
     record = EngineRecord.read(record_of(artifact.path))
     replace(record, version="1.0.0.21").write(record_of(artifact.path))
+    importlib.import_module("tensorrt_rtx")  # which needs the real `CDLL`
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     with pytest.raises(BackendError, match=r"Install 1\.0\.0\.21, or build"):
         BACKEND.open(artifact).__enter__()
 

@@ -112,8 +112,10 @@ def test_it_is_posix_shell(by: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", SHELLS)
 def test_builds(by: str, tmp_path: Path, tool: Callable[..., Path]) -> None:
     folder = bundle(tmp_path / "b", board("10.3"))
+    (folder / "model.engine.json").write_text("of an engine that `gnet-opt compile` built")
     done = run(folder, tool("10.3"), by=by)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not (folder / "model.engine.json").exists()
     assert (folder / "model.engine").read_text() == "an engine"
     assert "model.engine.partial" not in names(folder)
     assert (folder / "model.engine.timing").read_text() == "timings"
@@ -301,6 +303,8 @@ def test_the_command_splits_into_its_arguments(name: str, quantized: bool, half:
         "--saveEngine=model.engine",
         *(["--int8"] if quantized else []),
         *(["--fp16"] if quantized or half else []),
+        "--noTF32",
+        "--memPoolSize=workspace:1024",
         "--skipInference",
         "--timingCacheFile=model.engine.timing",
     ]

@@ -1,8 +1,8 @@
 """What TensorRT and TensorRT-RTX have in common: their engines, beside the file and on the GPU.
 
 The two libraries have the same names for all that is used here and in `_engine_build`. An engine is
-opened only when its record says that it is the one that was built, because a damaged one, or one of
-another version, can end the process that loads it.
+opened only when its record says that it is the one that was built, and for this machine, because a
+damaged one, or one of another version, can end the process that loads it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 import importlib
 import json
 import math
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,39 @@ from typing import Any
 import numpy as np
 
 from gnet_opt.backends._boundary import check_input, translated
-from gnet_opt.errors import BackendError, MissingDependencyError, require
+from gnet_opt.backends._gpu import Gpu, require_gpu
+from gnet_opt.errors import BackendError, MissingDependencyError
 from gnet_opt.files import dump_json, is_file, sha256_file, write_text
 from gnet_opt.runtime import FloatArray, Runner
 
 SCHEMA = "gnet-opt/engine/1"
 
-_MODEL = "model.onnx"
-_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+_ANYWHERE = "Run it on a machine with the GPU and its driver."
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """One of the two libraries.
+
+    Attributes:
+        module: Its import name.
+        title: Its name, for messages.
+        again: How one of its engines is built again; the end of a sentence.
+    """
+
+    module: str
+    title: str
+    again: str
+
+    def load(self, doing: str) -> Any:
+        """Import the library, which is known to be there.
+
+        Raises:
+            BackendError: It cannot be imported.
+        """
+        with translated(doing, f"Reinstall {self.title}."):
+            return importlib.import_module(self.module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +66,13 @@ class EngineRecord:
         compute_capabilities: The GPUs that it is for, `8.6` for example.
         model_sha256: Of the ONNX file.
         engine_sha256: Of the engine itself.
+        model: The name of the ONNX file, in the engine's folder.
+        gpu: The GPU that it was built on and for; empty where it was built without one.
+        cuda: The version of CUDA of that GPU's driver. It is told and not compared: an engine
+            depends on the version of TensorRT, the GPU and the platform
+            (https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html).
+        version_compatible: Whether later versions of the library run it, too.
+        hardware_compatibility: Which other GPUs run it; empty for none.
     """
 
     backend: str
@@ -48,6 +80,11 @@ class EngineRecord:
     compute_capabilities: tuple[str, ...]
     model_sha256: str
     engine_sha256: str
+    model: str = "model.onnx"
+    gpu: str = ""
+    cuda: str = ""
+    version_compatible: bool = False
+    hardware_compatibility: str = ""
 
     @classmethod
     def read(cls, path: Path) -> EngineRecord:
@@ -73,43 +110,74 @@ class EngineRecord:
         values = {
             "backend": self.backend,
             "compute_capabilities": list(self.compute_capabilities),
+            "cuda": self.cuda,
             "engine_sha256": self.engine_sha256,
+            "gpu": self.gpu,
+            "hardware_compatibility": self.hardware_compatibility,
+            "model": self.model,
             "model_sha256": self.model_sha256,
             "schema": SCHEMA,
             "version": self.version,
+            "version_compatible": self.version_compatible,
         }
         write_text(path, dump_json(values))
 
-    def check(self, engine: Path, title: str, version: str) -> None:
-        """Refuse an engine that is not the one that was built, or not from the model beside it.
-
-        Args:
-            engine: The engine's file.
-            title: The library's name, for messages.
-            version: The version of the library that is to run it.
+    def check(self, engine: Path, library: Library, version: str, gpu: Gpu) -> None:
+        """Refuse an engine that is not the one that was built, or not for this machine.
 
         Raises:
             BackendError: The engine is missing, changed or stale; the message says what to do.
         """
+        if problem := self.problem(engine, library, version, gpu):
+            other = self.version != version and is_file(engine)
+            install = f"Install {self.version}, or " if other else ""
+            advice = f"{install}{library.again}."
+            raise BackendError(f"{problem}. {advice[0].upper()}{advice[1:]}")
+
+    def problem(self, engine: Path, library: Library, version: str, gpu: Gpu) -> str:
+        """Why an engine must not be loaded here, a sentence without its end; empty where it may.
+
+        Args:
+            engine: The engine's file.
+            library: What is to run it.
+            version: The library's version.
+            gpu: The GPU that is to run it.
+        """
         if not is_file(engine):
-            raise BackendError(f"{engine} does not exist. Build the bundle again.")
-        if self.version != version:
-            raise BackendError(
-                f"{engine} was built by {title} {self.version} and runs with no other version, but "
-                f"this machine has {version}. Install {self.version}, or build the bundle again "
-                "with `gnet-opt quantize`."
+            return f"{engine} does not exist"
+        if not self._runs_with(version):
+            only = "later ones of its major version" if self.version_compatible else "no other"
+            return (
+                f"{engine} was built by {library.title} {self.version} and runs with {only}, but "
+                f"this machine has {version}"
             )
+        if not self._runs_on(gpu):
+            built = f"{self.gpu} (compute capability {', '.join(self.compute_capabilities)})"
+            return f"{engine} was built for {built}, but this machine has {gpu}"
         if self.engine_sha256 != sha256_file(engine):
-            raise BackendError(
-                f"{engine} was changed after it was built (its SHA-256 differs). Copy the bundle "
-                "again, or build it again with `gnet-opt quantize`."
-            )
-        model = engine.with_name(_MODEL)
+            return f"{engine} was changed after it was built (its SHA-256 differs)"
+        model = engine.with_name(self.model)
         if is_file(model) and self.model_sha256 != sha256_file(model):
-            raise BackendError(
-                f"{engine} was not built from the {_MODEL} beside it (its SHA-256 differs). Build "
-                "the bundle again with `gnet-opt quantize`."
-            )
+            return f"{engine} was not built from the {self.model} beside it (its SHA-256 differs)"
+        return ""
+
+    def _runs_with(self, version: str) -> bool:
+        if not self.version_compatible:
+            return self.version == version
+        built, here = (
+            [int(number) for number in re.findall(r"\d+", text)] for text in (self.version, version)
+        )
+        # Two steps over a major version are documented, with exceptions in the release notes.
+        return built[:1] == here[:1] and built <= here
+
+    def _runs_on(self, gpu: Gpu) -> bool:
+        if not self.gpu or (self.gpu == gpu.name and self._has(gpu.compute_capability)):
+            return True
+        major, minor = (int(number) for number in gpu.compute_capability.split("."))
+        return self.hardware_compatibility == "ampere_plus" and (major, minor) >= _AMPERE
+
+    def _has(self, compute_capability: str) -> bool:
+        return compute_capability in self.compute_capabilities
 
 
 def record_of(engine: Path) -> Path:
@@ -135,51 +203,38 @@ def reason(errors: list[str]) -> str:
     return "; ".join(errors) or "it gave no reason"
 
 
-def require_gpu(engine: Path) -> None:
-    """Refuse where there is no GPU to run an engine on.
-
-    NVIDIA's driver is asked, because TensorRT ends the process where there is none.
-
-    Raises:
-        BackendError: The driver is missing, or finds no GPU.
-    """
-    problem = _driver_problem()
-    if problem:
-        raise BackendError(
-            f"{engine} was not run: this machine has no NVIDIA GPU that can be used ({problem}). "
-            "Run it on a machine with the GPU and its driver."
-        )
-
-
 @contextlib.contextmanager
-def open_engine(engine: Path, *, module: str, title: str, extra: str) -> Iterator[Runner]:
+def open_engine(engine: Path, library: Library) -> Iterator[Runner]:
     """Load an engine on the first GPU.
 
     Args:
         engine: Its file, with its record beside it.
-        module: The library's import name.
-        title: The library's name, for messages.
-        extra: The extra of gnet-opt that brings it.
+        library: What runs it; it is installed.
 
     Raises:
-        MissingDependencyError: The library, or CUDA's Python package, is not installed.
+        MissingDependencyError: CUDA's Python package is not installed.
         BackendError: The engine is damaged or stale, there is no GPU, or the library refused it.
     """
-    require(module, extra, f"run {engine.name}")
-    doing, advice = f"Loading {engine} with {title}", "Check the bundle with `gnet-opt verify`."
-    with translated(doing, f"Reinstall it: pip install --force-reinstall {extra}"):
-        trt = importlib.import_module(module)
-    EngineRecord.read(record_of(engine)).check(engine, title, str(trt.__version__))
-    require_gpu(engine)
+    gpu = require_gpu(f"{engine} was not run", _ANYWHERE)
+    doing, advice = (
+        f"Loading {engine} with {library.title}",
+        "Check the bundle with `gnet-opt verify`.",
+    )
+    trt = library.load(doing)
+    record = EngineRecord.read(record_of(engine))
+    record.check(engine, library, str(trt.__version__), gpu)
     try:
         cuda = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
+        # A package for a later major version of CUDA than the driver's does not run. It is a small
+        # one of NVIDIA's own, where PyTorch or CuPy, which could copy as well, take gigabytes.
+        later = int(gpu.cuda.split(".")[0]) + 1
         raise MissingDependencyError(
             f"cuda-bindings is needed to run {engine.name}, and it cannot be imported ({error}). "
-            f'Install it with: pip install "gnet-opt[{extra}]"'
+            f'Install it for this driver: pip install "cuda-bindings<{later}"'
         ) from error
     with translated(doing, advice):
-        runner = EngineRunner(trt, cuda, engine, title)
+        runner = EngineRunner(trt, cuda, engine, library.title, record.version_compatible)
     try:
         yield runner
     finally:
@@ -190,75 +245,125 @@ class EngineRunner:
     """One execution context with its memory; see `gnet_opt.runtime.Runner`.
 
     A picture is copied to page-locked memory first, the only one that CUDA copies from without
-    waiting. The engine takes one shape, so that all memory is taken once.
+    waiting. All memory is taken once, for the greatest batch that the engine takes.
     """
 
-    def __init__(self, trt: Any, cuda: Any, engine: Path, title: str) -> None:
+    device_ns: int | None = None
+    """How long the GPU computed in the last run, in nanoseconds, copies left out: the time between
+    two CUDA events around the engine. None before the first run."""
+
+    def __init__(
+        self, trt: Any, cuda: Any, path: Path, title: str, version_compatible: bool
+    ) -> None:
         self._cuda = cuda
-        self._path = engine
+        self._path = path
         self._title = title
         log, self._errors = collect_errors(trt)
-        self._runtime = trt.Runtime(log)
-        loaded = self._runtime.deserialize_cuda_engine(engine.read_bytes())
-        if loaded is None:
+        runtime = self._runtime = trt.Runtime(log)
+        if version_compatible:
+            # Such an engine brings the code that runs it. Its hash is that of our own build.
+            runtime.engine_host_code_allowed = True
+        engine = self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
             raise RuntimeError(reason(self._errors))
-        self._engine = loaded
-        names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
-        modes = [loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names]
-        floats = all(loaded.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        modes = [engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names]
+        floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
         if sorted(modes) != [False, True] or not floats:
             raise BackendError(
-                f"{engine} does not have one input and one output in float32, as a classifier "
+                f"{path} does not have one input and one output in float32, as a classifier "
                 "has. Build the bundle again."
             )
-        source, result = (names[modes.index(mode)] for mode in (True, False))
-        self._context = loaded.create_execution_context()
+        self._source, result = (names[modes.index(mode)] for mode in (True, False))
+        self._context = engine.create_execution_context()
         if self._context is None:
             raise RuntimeError(reason(self._errors))
+        self._least, most = self._shapes()
+        # Where any batch is taken, this is the one that the context is set to; otherwise None.
+        self._batch: int | None = None
+        if self._least[0] != most[0]:
+            self._set_batch(most)
         with contextlib.ExitStack() as held:
-            self._stream = self._call("cudaStreamCreate")
-            held.callback(cuda.cudaStreamDestroy, self._stream)
-            self._input, self._device_input = self._memory(held, source)
+            self._stream = self._taken(held, "cudaStreamCreate", "cudaStreamDestroy")
+            self._events = [
+                self._taken(held, "cudaEventCreate", "cudaEventDestroy") for _ in range(2)
+            ]
+            self._input, self._device_input = self._memory(held, self._source)
             self._output, self._device_output = self._memory(held, result)
             self._held = held.pop_all()
 
     def run(self, batch: FloatArray) -> FloatArray:
         if self._context is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._input.shape, str(self._path))
+        most, *picture = self._input.shape
+        fixed = self._batch is None
+        batch = check_input(batch, (most if fixed else None, *picture), str(self._path))
+        count = len(batch)
+        if not fixed and not self._least[0] <= count <= most:
+            raise BackendError(
+                f"{self._path} takes {self._least[0]} to {most} pictures at once, but got {count}. "
+                "Split the batch, or build the bundle again for a target whose options.batches "
+                "go so far."
+            )
+        source, result = self._input[:count], self._output[:count]
         kinds = self._cuda.cudaMemcpyKind
         into, out = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
         with translated(
             f"Running {self._path} with {self._title}", "Check the bundle with `gnet-opt verify`."
         ):
             self._errors.clear()
-            np.copyto(self._input, batch)
-            self._copy(self._device_input, self._input.ctypes.data, self._input.nbytes, into)
+            if not fixed and count != self._batch:
+                self._set_batch((count, *picture))
+            np.copyto(source, batch)
+            self._copy(self._device_input, source.ctypes.data, source.nbytes, into)
+            self._call("cudaEventRecord", self._events[0], self._stream)
             if not self._context.execute_async_v3(int(self._stream)):
                 raise RuntimeError(reason(self._errors))
-            self._copy(self._output.ctypes.data, self._device_output, self._output.nbytes, out)
+            self._call("cudaEventRecord", self._events[1], self._stream)
+            self._copy(result.ctypes.data, self._device_output, result.nbytes, out)
             self._call("cudaStreamSynchronize", self._stream)
+            milliseconds = self._call("cudaEventElapsedTime", *self._events)
+            self.device_ns = round(float(milliseconds) * 1e6)
             # The next picture's logits are written into the same memory.
-            return np.array(self._output, np.float32)
+            return np.array(result, np.float32)
 
     def close(self) -> None:
         """Give everything back, the context before the memory that it uses."""
         self._context = self._engine = self._runtime = None
         self._held.close()
 
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The least and the greatest shape that the input takes."""
+        shape = tuple(self._engine.get_tensor_shape(self._source))
+        if -1 not in shape:
+            return shape, shape
+        least, _, most = self._engine.get_tensor_profile_shape(self._source, 0)
+        return tuple(least), tuple(most)
+
+    def _set_batch(self, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(self._source, shape):
+            raise RuntimeError(reason(self._errors))
+        self._batch = shape[0]
+
     def _memory(self, held: contextlib.ExitStack, name: str) -> tuple[FloatArray, int]:
         """Memory of a tensor on the host, as an array, and on the device, bound to the context."""
-        shape = tuple(self._engine.get_tensor_shape(name))
+        shape = tuple(self._context.get_tensor_shape(name))
         count = math.prod(shape)
         size = count * np.dtype(np.float32).itemsize
-        device = int(self._call("cudaMalloc", size))
-        held.callback(self._cuda.cudaFree, device)
-        host = int(self._call("cudaMallocHost", size))
-        held.callback(self._cuda.cudaFreeHost, host)
+        device = int(self._taken(held, "cudaMalloc", "cudaFree", size))
+        host = int(self._taken(held, "cudaMallocHost", "cudaFreeHost", size))
         if not self._context.set_tensor_address(name, device):
             raise RuntimeError(reason(self._errors))
         values: FloatArray = np.ctypeslib.as_array((ctypes.c_float * count).from_address(host))
         return values.reshape(shape), device
+
+    def _taken(
+        self, held: contextlib.ExitStack, take: str, give_back: str, *arguments: object
+    ) -> Any:
+        """Take something of CUDA's, which `held` gives back."""
+        value = self._call(take, *arguments)
+        held.callback(getattr(self._cuda, give_back), value)
+        return value
 
     def _copy(self, to: int, source: int, size: int, kind: object) -> None:
         self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
@@ -269,17 +374,3 @@ class EngineRunner:
         if code != self._cuda.cudaError_t.cudaSuccess:
             raise RuntimeError(f"{name} gives {getattr(code, 'name', code)}")
         return values[0] if values else None
-
-
-def _driver_problem() -> str:
-    """Why NVIDIA's driver offers no GPU, empty where it does."""
-    try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f"the driver's {_DRIVER} was not found"
-    count = ctypes.c_int()
-    for name, argument in (("cuInit", 0), ("cuDeviceGetCount", ctypes.byref(count))):
-        code = getattr(driver, name)(argument)
-        if code:
-            return f"the driver's {name} gives the error {code}"
-    return "" if count.value else "the driver finds none"

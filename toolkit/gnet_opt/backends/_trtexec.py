@@ -9,19 +9,42 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from gnet_opt.backends._build_options import BuildOptions
 from gnet_opt.errors import ConfigError
 from gnet_opt.files import sha256_file
 from gnet_opt.target import Target
 
-_MODEL = "model.onnx"
-_ENGINE = "model.engine"
-_PARTIAL = f"{_ENGINE}.partial"
-_TIMINGS = f"{_ENGINE}.timing"
+MODEL = "model.onnx"
+ENGINE = "model.engine"
+TIMINGS = f"{ENGINE}.timing"
+_PARTIAL = f"{ENGINE}.partial"
 
 
-def build_command(target: Target, *, quantized: bool, half: bool = False) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The input of a model that takes any batch.
+
+    Attributes:
+        name: As the ONNX file calls it.
+        picture: Channels, height and width.
+    """
+
+    name: str
+    picture: tuple[int, ...]
+
+
+def build_command(
+    target: Target,
+    *,
+    quantized: bool,
+    half: bool = False,
+    name: str = MODEL,
+    free: Input | None = None,
+) -> str:
     """The trtexec command that builds the engine, run in the bundle's folder.
 
     Precision flags by version, from NVIDIA's trtexec: up to 8.x precisions are allowed by flags
@@ -29,51 +52,74 @@ def build_command(target: Target, *, quantized: bool, half: bool = False) -> str
     the network is strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is
     the only mode and the flags are gone
     (https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-trtexec.html).
-    `--skipInference` was called `--buildOnly` before 8.6.
+    `--skipInference` was called `--buildOnly` before 8.6, `--memPoolSize` `--workspace` before 8.4.
+    `--noTF32` is in the sources of trtexec from 8.2 on and is none of the flags that 11 removed:
+    without it a float layer rounds its operands to ten bits of mantissa.
 
     Args:
-        target: Names its TensorRT version in `options.tensorrt`.
+        target: Names its TensorRT version in `options.tensorrt`, and how to build
+            (`gnet_opt.backends._build_options`).
         quantized: Whether the model has Q/DQ nodes.
         half: Whether it has layers in FP16.
+        name: The ONNX file's name.
+        free: Its input, where it takes any batch.
 
     Raises:
-        ConfigError: The target does not say its TensorRT version, or not a known one.
+        ConfigError: The target does not say its TensorRT version, not a known one, or asks for what
+            that version does not have.
     """
-    return shlex.join(["trtexec", *_arguments(_version(target), _ENGINE, quantized, half)])
+    return shlex.join(["trtexec", *_arguments(target, name, ENGINE, quantized, half, free)])
 
 
-def build_script(target: Target, model: Path, *, quantized: bool, half: bool = False) -> str:
+def build_script(
+    target: Target,
+    model: Path,
+    *,
+    quantized: bool,
+    half: bool = False,
+    name: str = MODEL,
+    free: Input | None = None,
+) -> str:
     """A POSIX shell script that runs `build_command` on the device, beside the model.
 
     It stops with one sentence where trtexec is missing or of another major version (its options
     and the form of the model would not fit), and where the model is not the one that the bundle was
     made with. The engine gets its name when it is complete; whatever ends the build early, a full
-    disk or the kernel's out-of-memory killer too, leaves none that is cut short.
+    disk or the kernel's out-of-memory killer too, leaves none that is cut short. The record of an
+    engine that `gnet-opt compile` built is removed, because it does not describe the new one.
 
     Args:
-        target: Names its TensorRT version in `options.tensorrt`.
-        model: The file that will be `model.onnx` beside the script.
+        target: Names its TensorRT version in `options.tensorrt`, and how to build.
+        model: The file that the script builds from.
         quantized: Whether the model has Q/DQ nodes.
         half: Whether it has layers in FP16.
+        name: The name that the file will have beside the script.
+        free: Its input, where it takes any batch.
 
     Raises:
-        ConfigError: The target does not say its TensorRT version, or not a known one.
+        ConfigError: As `build_command`.
     """
-    version = _version(target)
+    major, _ = tensorrt_version(target)
     wanted = f"TensorRT {target.options['tensorrt']} ({target.name})"
     return _SCRIPT.format(
-        arguments=shlex.join(_arguments(version, _PARTIAL, quantized, half)),
-        engine=_ENGINE,
-        major=version[0],
-        model=_MODEL,
+        arguments=shlex.join(_arguments(target, name, _PARTIAL, quantized, half, free)),
+        engine=ENGINE,
+        major=major,
+        model=name,
         partial=_PARTIAL,
+        record=f"{ENGINE}.json",
         sha256=sha256_file(model),
-        timings=_TIMINGS,
+        timings=TIMINGS,
         wanted=shlex.quote(wanted),
     )
 
 
-def _version(target: Target) -> tuple[int, int]:
+def tensorrt_version(target: Target) -> tuple[int, int]:
+    """The version of TensorRT on a target, its major and minor number.
+
+    Raises:
+        ConfigError: The target does not say it, or not a known one.
+    """
     given = target.options.get("tensorrt", "")
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", str(given))
     if match is None:
@@ -90,20 +136,53 @@ def _version(target: Target) -> tuple[int, int]:
     return version
 
 
-def _arguments(version: tuple[int, int], engine: str, quantized: bool, half: bool) -> list[str]:
+def _arguments(
+    target: Target, model: str, engine: str, quantized: bool, half: bool, free: Input | None
+) -> list[str]:
+    version = tensorrt_version(target)
+    options = BuildOptions.read(target.options, str(target.file))
     if version < (9, 0):
         precision = [*(["--int8"] if quantized else []), *(["--fp16"] if quantized or half else [])]
     elif version < (11, 0):
         precision = ["--stronglyTyped"]
     else:
         precision = []
+    pool = "--memPoolSize=workspace:" if version >= (8, 4) else "--workspace="
     return [
-        f"--onnx={_MODEL}",
+        f"--onnx={model}",
         f"--saveEngine={engine}",
         *precision,
+        "--noTF32",
+        *(_shapes(free, options.batches) if free else []),
+        *_compatibility(target, version, options),
+        f"{pool}{options.workspace_mib}",
         "--skipInference" if version >= (8, 6) else "--buildOnly",
-        f"--timingCacheFile={_TIMINGS}",
+        f"--timingCacheFile={TIMINGS}",
     ]
+
+
+def _shapes(free: Input, batches: Sequence[int]) -> list[str]:
+    return [
+        f"--{which}Shapes={free.name}:{'x'.join(str(size) for size in (batch, *free.picture))}"
+        for which, batch in zip(("min", "opt", "max"), batches, strict=True)
+    ]
+
+
+def _compatibility(target: Target, version: tuple[int, int], options: BuildOptions) -> list[str]:
+    flags = {
+        "version_compatible": "--versionCompatible" if options.version_compatible else "",
+        "hardware_compatibility": "--hardwareCompatibilityLevel=ampere+"
+        if options.hardware_compatibility
+        else "",
+    }
+    for option, flag in flags.items():
+        if flag and version < (8, 6):
+            raise ConfigError(
+                f"{target.file}: options.{option} needs TensorRT 8.6 or later, but "
+                f"options.tensorrt is {target.options['tensorrt']}. Leave it out, or update the "
+                "device."
+            )
+    return [flag for flag in flags.values() if flag]
 
 
 # Exit codes are those of gnet-opt (`gnet_opt.errors`), or trtexec's own where trtexec failed.
@@ -169,6 +248,7 @@ fi
 if [ ! -s {partial} ]; then
     fail 7 "trtexec ended well, but wrote no engine. See what it printed."
 fi
+rm -f {record}
 mv -f {partial} {engine}
 trap - EXIT
 """

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from gnet_opt.backends._boundary import probe_package
-from gnet_opt.backends._engine import EngineRecord, open_engine, record_of
+from gnet_opt.backends._build_options import BuildOptions
+from gnet_opt.backends._engine import EngineRecord, Library, open_engine, record_of
 from gnet_opt.backends._engine_build import build_apart
 from gnet_opt.errors import BackendError, ConfigError, require
 from gnet_opt.files import sha256_file
@@ -18,7 +19,11 @@ from gnet_opt.target import Target
 
 _ENGINE = "model.engine"
 _MODULE = "tensorrt_rtx"
-_TITLE = "TensorRT-RTX"
+_LIBRARY = Library(
+    module=_MODULE,
+    title="TensorRT-RTX",
+    again="build the bundle again with `gnet-opt quantize`",
+)
 _BENCHMARKING = (
     "https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/performance/benchmarking.html"
 )
@@ -48,20 +53,23 @@ class TensorRtRtxBackend:
     def compile(self, model: Path, target: Target, out: Path) -> Artifact:
         """Build `model.engine`, and write `model.engine.json`, which tells where it comes from.
 
-        Equal inputs give equal bytes with one version of TensorRT-RTX.
+        Equal inputs give equal bytes with one version of TensorRT-RTX, but for a model that takes
+        any batch: there version 1.7 numbers the names in the engine differently in each build.
 
         Args:
-            model: The ONNX file, float or in Q/DQ form, of batch 1.
-            target: What to compile for; `options.compute_capabilities` names its GPUs.
+            model: The ONNX file, float or in Q/DQ form.
+            target: What to compile for; `options.compute_capabilities` names its GPUs, and
+                `gnet_opt.backends._build_options` has the other options.
             out: An existing folder.
 
         Raises:
-            ConfigError: The target does not name its GPUs.
+            ConfigError: The target does not name its GPUs, or an option cannot be used.
             MissingDependencyError: TensorRT-RTX is not installed.
             BackendError: TensorRT-RTX refused the model, or crashed.
         """
         require(_MODULE, self.extra, f"compile {model.name}")
         compute_capabilities = _compute_capabilities(target)
+        options = BuildOptions.read(target.options, str(target.file))
         try:
             model_sha256 = sha256_file(model)
         except OSError as error:
@@ -69,7 +77,9 @@ class TensorRtRtxBackend:
         artifact = self.artifact(out)
         with tempfile.TemporaryDirectory(dir=out, prefix=".tensorrt-rtx-") as folder:
             engine = Path(folder) / _ENGINE
-            version = build_apart(_MODULE, _TITLE, model, engine, compute_capabilities)
+            version = build_apart(
+                _LIBRARY, model, engine, options, compute_capabilities=compute_capabilities
+            )
             EngineRecord(
                 backend=self.name,
                 version=version,
@@ -91,7 +101,8 @@ class TensorRtRtxBackend:
             BackendError: A file is missing, damaged or stale, there is no GPU, or TensorRT-RTX
                 refused the engine.
         """
-        return open_engine(artifact.path, module=_MODULE, title=_TITLE, extra=self.extra)
+        require(_MODULE, self.extra, f"run {artifact.path.name}")
+        return open_engine(artifact.path, _LIBRARY)
 
     def profile(
         self,

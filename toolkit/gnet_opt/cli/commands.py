@@ -299,13 +299,17 @@ def export(
 
 @gnet_opt.command(name="compile")
 @click.argument("bundle", type=base.FOLDER)
+@click.option("--force", is_flag=True, help="Build again what fits this machine already.")
 @base.common
-def compile_(bundle: Path, output: Output) -> None:
-    """Finish the deferred build of BUNDLE on the device itself."""
+def compile_(bundle: Path, force: bool, output: Output) -> None:
+    """Finish the deferred build of BUNDLE on the device itself.
+
+    What was built for another GPU, version or model is built again.
+    """
     from gnet_opt import operations
     from gnet_opt.bundle import Bundle
 
-    done = operations.finish(Bundle.open(bundle))
+    done = operations.finish(Bundle.open(bundle), force=force, progress=output.progress)
     output.result(done, done["message"])
 
 
@@ -334,7 +338,7 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
         lines.append(f"This machine is not {target_name}: these are its own kernels.")
     if checked["deferred"]:
         lines.append(
-            "The engine is not built yet, so the portable model was run by reference semantics. "
+            f"{operations.pending(opened)} So the portable model was run by reference semantics. "
             f"{render.next_step(opened.manifest)}"
         )
     output.result({"bundle": str(bundle), **checked}, "\n".join(lines), f"{bundle} is good.")

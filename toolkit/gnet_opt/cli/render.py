@@ -427,7 +427,10 @@ def next_step(manifest: Mapping[str, Any]) -> str:
     command = manifest["deferred"]["command"]
     if not scripts:
         return f"Run there, in the bundle: {command}"
-    return f"Run ./{scripts[0]} there, in the bundle; its command is\n  {command}"
+    return (
+        f"Run ./{scripts[0]} there, in the bundle, or `gnet-opt compile` on it where the compiler "
+        f"has a Python package; the command is\n  {command}"
+    )
 
 
 def megabytes(size: int) -> str:

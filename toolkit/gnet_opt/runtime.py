@@ -164,7 +164,11 @@ class Profile:
 
 
 class Runner(Protocol):
-    """A loaded model, ready to run. A context manager's value."""
+    """A loaded model, ready to run. A context manager's value.
+
+    One that computes on a device of its own may tell in an attribute `device_ns` how many
+    nanoseconds the last run took there, without the copies.
+    """
 
     def run(self, batch: InputArray) -> FloatArray:
         """Compute logits.

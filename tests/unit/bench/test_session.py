@@ -40,6 +40,11 @@ class Runner:
         time.sleep(MS.get(self.path.name, 0) / 1e3)
         return batch.reshape(len(batch), -1)
 
+class Gpu(Runner):
+    def run(self, batch):
+        self.device_ns = 1_000_000 + len(batch)
+        return super().run(batch)
+
 class Fake:
     name = "fake"
     @contextlib.contextmanager
@@ -50,7 +55,7 @@ class Fake:
             self.kept = bytearray(500_000_000)
         (artifact.path.parent / "threads").write_text(str(threads))
         (artifact.path.parent / "cpus").write_text(str(sorted(os.sched_getaffinity(0))))
-        yield Runner(artifact.path)
+        yield (Gpu if artifact.path.name == "gpu" else Runner)(artifact.path)
     def profile(self, artifact, batch, *, threads=None, runs=100):
         node = ExecutedNode(name="conv", operator="Conv", kind="layer", precision="u8",
                             microseconds=3.5, covers=("a", "b"))
@@ -95,6 +100,18 @@ def entry(folder: Path, kind: str, batch: int = 1) -> Entry:
 
 def log(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "log").read_text().splitlines()]
+
+
+def test_the_time_on_a_device_of_its_own_stands_beside(folder: Path) -> None:
+    plan = replace(QUICK, scenarios=ALL[:2])
+    gpu, fast = measure([entry(folder, "gpu"), entry(folder, "fast")], plan)
+    single = gpu.scenarios["single-stream"].to_dict()
+    assert single["device_p50_ms"] == 1.000001
+    for found in single["rounds"]:
+        assert found["device_ns"] == [1_000_001] * len(found["samples_ns"])
+    assert Stream.from_dict(single, "here").to_dict() == single
+    assert "device_p50_ms" not in gpu.scenarios["multi-stream"].to_dict()
+    assert "device_p50_ms" not in fast.scenarios["single-stream"].to_dict()
 
 
 def test_energy_is_what_the_machine_takes_above_doing_nothing(

@@ -59,11 +59,14 @@ class Stream:
         rounds: The time of each query of each round, in nanoseconds.
         query_pictures: Pictures in a query.
         batch: Pictures that were computed at a time.
+        device_rounds: What the device itself tells of each query, such as the time between two CUDA
+            events, without the copies; empty where it tells nothing.
     """
 
     rounds: tuple[tuple[int, ...], ...]
     query_pictures: int = 1
     batch: int = 1
+    device_rounds: tuple[tuple[int, ...], ...] = ()
 
     @property
     def samples_ns(self) -> list[int]:
@@ -81,13 +84,18 @@ class Stream:
         figures = {
             f"p{percent}_ms": percentile_ms(self.samples_ns, percent) for percent in (50, 90, 99)
         }
+        device = [sample for samples in self.device_rounds for sample in samples]
+        rounds = [{"samples_ns": list(samples)} for samples in self.rounds]
+        for entry, samples in zip(rounds, self.device_rounds, strict=False):
+            entry["device_ns"] = list(samples)
         return {
             **figures,
+            **({"device_p50_ms": percentile_ms(device, 50)} if device else {}),
             "batch": self.batch,
             "metric": {"better": "lower", "name": metric, "value": figures[metric]},
             "n": len(self.samples_ns),
             "query_pictures": self.query_pictures,
-            "rounds": [{"samples_ns": list(samples)} for samples in self.rounds],
+            "rounds": rounds,
             "rounds_ms": self.rounds_ms,
             "spread": spread(self.rounds_ms),
         }
@@ -102,6 +110,11 @@ class Stream:
         rounds = _rounds(values, where)
         return cls(
             rounds=tuple(_samples(entry, where_) for where_, entry in rounds),
+            device_rounds=tuple(
+                _samples(entry, where_, "device_ns")
+                for where_, entry in rounds
+                if "device_ns" in entry
+            ),
             query_pictures=_get(values, "query_pictures", int, where, least=1),
             batch=_get(values, "batch", int, where, least=1),
         )
@@ -626,11 +639,11 @@ def _rounds(values: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, 
     return [(path, _table(entry, path)) for path, entry in zip(paths, found, strict=True)]
 
 
-def _samples(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+def _samples(values: Mapping[str, Any], where: str, key: str = "samples_ns") -> tuple[int, ...]:
     """Times in nanoseconds; at least one."""
-    found = tuple(_integers(_get(values, "samples_ns", list, where), f"{where}.samples_ns"))
+    found = tuple(_integers(_get(values, key, list, where), f"{where}.{key}"))
     if not found or min(found) <= 0:
-        raise ConfigError(f"{where}.samples_ns must be times, at least one.")
+        raise ConfigError(f"{where}.{key} must be times, at least one.")
     return found
 
 

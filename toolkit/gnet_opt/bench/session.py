@@ -243,6 +243,7 @@ class _Bench:
         self._worker: WorkerProcess | None = None
         self._peak: int | None = None
         self.singles: list[tuple[int, ...]] = []
+        self._device: list[tuple[int, ...]] = []
         self._multiples: list[tuple[int, ...]] = []
         self._offline: list[tuple[int, int]] = []
         self._trials: list[Trial] = []
@@ -276,6 +277,8 @@ class _Bench:
         """A turn of single pictures."""
         answer = self._ask("measure", self._plan.seconds, count=self._plan.count)
         self.singles.append(tuple(answer["samples_ns"]))
+        if answer["device_ns"]:
+            self._device.append(tuple(answer["device_ns"]))
 
     def multi_stream(self) -> None:
         """A turn of queries of eight pictures."""
@@ -351,7 +354,9 @@ class _Bench:
         wanted, batch = self._plan.scenarios, self._entry.batch
         found: dict[str, Scenario] = {}
         if SINGLE_STREAM in wanted:
-            found[SINGLE_STREAM] = Stream(rounds=tuple(self.singles))
+            found[SINGLE_STREAM] = Stream(
+                rounds=tuple(self.singles), device_rounds=tuple(self._device)
+            )
         if MULTI_STREAM in wanted:
             found[MULTI_STREAM] = Stream(
                 rounds=tuple(self._multiples), query_pictures=QUERY, batch=batch

@@ -79,8 +79,11 @@ class _Worker:
     def measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run queries back to back, for at least so long and at least so often."""
         query = self._query(request.get("pictures", 1), request.get("batch", 1))
+        device: list[int] = []
+        if hasattr(self._loaded(), "device_ns") and request.get("pictures", 1) == 1:
+            query = self._noting(query, device)
         samples = scenarios.back_to_back(query, seconds=request["seconds"], count=request["count"])
-        return {"samples_ns": samples, "peak_rss_bytes": peak_rss()}
+        return {"device_ns": device, "samples_ns": samples, "peak_rss_bytes": peak_rss()}
 
     def offline(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compute pictures for at least so long, and read the time as a whole."""
@@ -166,6 +169,16 @@ class _Worker:
                 runner.run(part)
 
         return query
+
+    def _noting(self, query: scenarios.Run, device: list[int]) -> scenarios.Run:
+        """The query, which also notes what the device itself tells of it."""
+        runner: Any = self._loaded()
+
+        def noting() -> None:
+            query()
+            device.append(runner.device_ns)
+
+        return noting
 
     def _loaded(self) -> Runner:
         if self._runner is None:

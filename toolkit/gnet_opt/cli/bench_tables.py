@@ -17,6 +17,7 @@ _TITLES = {
     "server": "server: pictures arrive by chance and wait their turn",
 }
 _COLUMNS = {
+    "device_p50_ms": "on the device, p50, ms",
     "metric": "pictures a second",
     "n": "n",
     "p50_ms": "p50, ms",
@@ -71,10 +72,12 @@ def _scenario(name: str, subjects: Sequence[Mapping[str, Any]], ratios: Mapping[
         ]
         return render.table(_TITLES[name], columns, rows)
     figures = ("metric",) if name == "offline" else ("p50_ms", "p90_ms", "p99_ms", "n")
+    if any("device_p50_ms" in found for _, found in measured):
+        figures = ("device_p50_ms", *figures)
     rows = [
         (
             subject,
-            *(_figure(found[key]) for key in figures),
+            *(_figure(found.get(key)) for key in figures),
             f"{100 * found['spread']:.0f}",
             _ratio(ratios.get(subject)),
         )
@@ -85,6 +88,8 @@ def _scenario(name: str, subjects: Sequence[Mapping[str, Any]], ratios: Mapping[
 
 
 def _figure(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, Mapping):
         return f"{value['value']:.1f}"
     return str(value) if isinstance(value, int) else f"{value:.2f}"

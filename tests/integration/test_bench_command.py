@@ -18,7 +18,7 @@ import pytest
 from commands import content, gnet_opt, marked, started
 from world import World
 
-from gnet_opt.bench.results import Results
+from gnet_opt.bench import results_file
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
 
@@ -46,8 +46,12 @@ def test_two_bundles_on_two_backends(bundle: Make, float_bundle: Path, tmp_path:
     assert content(int8) == before
     document = done.json
     assert json.loads((out / "results.json").read_text()) == document
-    assert Results.read(out / "results.json").to_dict() == document
-    assert sorted(path.name for path in out.iterdir()) == ["results.csv", "results.json"]
+    assert results_file.read(out / "results.json") == document
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report.html",
+        "results.csv",
+        "results.json",
+    ]
     assert document["settings"] == {
         "count": 5,
         "latency_bound_ms": None,
@@ -55,6 +59,7 @@ def test_two_bundles_on_two_backends(bundle: Make, float_bundle: Path, tmp_path:
         "scenarios": ["single-stream", "multi-stream", "offline", "server"],
         "seconds": 0.01,
         "seed": 0,
+        "soak_seconds": 0.0,
         "threads": 1,
     }
     subjects = document["subjects"]

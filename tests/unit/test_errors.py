@@ -12,6 +12,7 @@ CODES = {
     "IntegrityError": 6,
     "BackendError": 7,
     "GateFailedError": 8,
+    "RemoteError": 9,
 }
 
 

@@ -47,7 +47,7 @@ def test_no_flags_in_other_texts(text: str) -> None:
 
 def describe(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, raw: str, board: str = "") -> Machine:
     texts = {"/proc/cpuinfo": cpuinfo, "/proc/device-tree/model": board}
-    monkeypatch.setattr(machine, "_read", lambda path: texts[str(path)])
+    monkeypatch.setattr(machine, "text_of", lambda path: texts[str(path)])
     monkeypatch.setattr(machine.platform, "machine", lambda: raw)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")
     return this_machine()

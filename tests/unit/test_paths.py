@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from gnet_opt.paths import calibration_cache, demo_calibration, demo_card, demo_evaluation
+from gnet_opt.paths import (
+    calibration_cache,
+    demo_calibration,
+    demo_card,
+    demo_evaluation,
+    remote_runs,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +50,7 @@ def test_gnet_opt_cache_goes_before_xdg(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("GNET_OPT_CACHE", str(tmp_path / "own"))
     assert calibration_cache() == tmp_path / "own" / "calibration"
+    assert remote_runs() == tmp_path / "own" / "remote"
     monkeypatch.setenv("GNET_OPT_CACHE", "")
     assert calibration_cache() == tmp_path / "xdg" / "gnet-opt" / "calibration"
 

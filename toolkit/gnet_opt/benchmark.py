@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from gnet_opt import __version__, backends, target
-from gnet_opt.bench import layers, session
+from gnet_opt.bench import layers, report, session
 from gnet_opt.bench.host import HostState, why_unstable
 from gnet_opt.bench.process import Subject
 from gnet_opt.bench.results import Environment, Measured, Results, SubjectResult
@@ -138,11 +138,12 @@ def bench(
 
 
 def write(results: Results, out: Path) -> None:
-    """Write a folder with `results.json` and `results.csv`; all of it or nothing."""
+    """Write a folder with `results.json`, `results.csv` and `report.html`, or nothing of it."""
     document = results.to_dict()
     with staging_directory(out) as staging:
         write_text(staging / "results.json", dump_json(document))
         write_text(staging / "results.csv", results.to_csv())
+        write_text(staging / "report.html", report.render([document]))
         publish(staging, out)
 
 

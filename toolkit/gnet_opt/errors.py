@@ -54,6 +54,12 @@ class GateFailedError(GnetOptError):
     exit_code = 8
 
 
+class RemoteError(GnetOptError):
+    """A device cannot be reached or used, or what ran on it gave no result."""
+
+    exit_code = 9
+
+
 def require(module: str, extra: str, purpose: str) -> None:
     """Fail in one sentence when an optional package is missing.
 

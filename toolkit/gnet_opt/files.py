@@ -26,6 +26,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def text_of(path: Path) -> str:
+    """The text of a file of the system's, empty where it is not there or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gnet_opt.files import text_of
+
 Run = Callable[[Sequence[str]], str]
 """Runs a command and gives what it printed, or an empty text where that failed."""
 
@@ -220,17 +222,17 @@ def read(
     Returns:
         None where it is no Jetson.
     """
-    model = _text(root / "proc/device-tree/model").strip("\0\n ")
-    compatible = tuple(filter(None, _text(root / "proc/device-tree/compatible").split("\0")))
-    release = _text(root / "etc/nv_tegra_release")
+    model = text_of(root / "proc/device-tree/model").strip("\0\n ")
+    compatible = tuple(filter(None, text_of(root / "proc/device-tree/compatible").split("\0")))
+    release = text_of(root / "etc/nv_tegra_release")
     # Tegra chips are in other computers, too, and a container may hide the one or the other.
     if not (release or "Jetson" in model or any(map(_MODULE.match, compatible))):
         return None
     if run is None:
         run = query if root == SYSTEM else _nothing
-    packages = parse_packages(_text(root / "var/lib/dpkg/status"))
+    packages = parse_packages(text_of(root / "var/lib/dpkg/status"))
     l4t = parse_release(release) or packages.get("nvidia-l4t-core", "").partition("-")[0]
-    modes = parse_power_modes(_text(root / "etc/nvpmodel.conf"))
+    modes = parse_power_modes(text_of(root / "etc/nvpmodel.conf"))
     return Jetson(
         model=model,
         compatible=compatible,
@@ -242,8 +244,8 @@ def read(
         power_mode=_power_mode(root, run, modes),
         power_modes=modes,
         clocks=parse_clocks(run(["jetson_clocks", "--show"])) or _clocks(root),
-        memory=parse_memory(_text(root / "proc/meminfo")),
-        swaps=parse_swaps(_text(root / "proc/swaps")),
+        memory=parse_memory(text_of(root / "proc/meminfo")),
+        swaps=parse_swaps(text_of(root / "proc/swaps")),
         storage=_storage(root, folder),
         zones=_zones(root),
         gpu=any(_exists(root / node) for node in _GPU_NODES),
@@ -374,7 +376,7 @@ def _trtexec(root: Path) -> str:
 def _power_mode(root: Path, run: Run, modes: Iterable[PowerMode]) -> PowerMode | None:
     """The present mode by nvpmodel itself or, where it cannot be asked, by what it keeps."""
     told = parse_power_mode(run(["nvpmodel", "-q"]))
-    kept = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    kept = re.search(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status"))
     if told is None and kept is None:
         return None
     for mode in modes:
@@ -401,7 +403,7 @@ def _clock(name: str, path: Path, prefix: str, unit: int) -> Clock | None:
     if None in limits:
         return None
     minimum, maximum, current = (unit * value for value in limits if value is not None)
-    governor = _text(path / f"{prefix}governor").strip()
+    governor = text_of(path / f"{prefix}governor").strip()
     return Clock(name=name, minimum=minimum, maximum=maximum, current=current, governor=governor)
 
 
@@ -430,29 +432,22 @@ def _zones(root: Path) -> tuple[Zone, ...]:
         points = [
             _number(kind.with_name(kind.name.replace("_type", "_temp")))
             for kind in path.glob("trip_point_*_type")
-            if _text(kind).strip() == "passive"
+            if text_of(kind).strip() == "passive"
         ]
         passive = [point / 1000 for point in points if point is not None and point > 0]
-        name = _text(path / "type").strip() or path.name
+        name = text_of(path / "type").strip() or path.name
         zones.append(Zone(name=name, celsius=value / 1000, throttles_at=min(passive, default=None)))
     return tuple(zones)
 
 
 def _desktop(root: Path) -> tuple[str, ...]:
-    running = {_text(path).strip() for path in (root / "proc").glob("[0-9]*/comm")}
+    running = {text_of(path).strip() for path in (root / "proc").glob("[0-9]*/comm")}
     return tuple(sorted(running & _DESKTOP))
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path).strip()
+    text = text_of(path).strip()
     return int(text) if re.fullmatch(r"-?\d+", text) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _exists(path: Path) -> bool:

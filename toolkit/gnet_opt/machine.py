@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gnet_opt.files import text_of
+
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 
@@ -59,12 +61,12 @@ def this_machine() -> Machine:
     """Describe the machine that runs this process."""
     raw = platform.machine().lower()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpuinfo = _read(Path("/proc/cpuinfo"))
+    cpuinfo = text_of(Path("/proc/cpuinfo"))
     return Machine(
         architecture=_ARCHITECTURES.get(raw, raw),
         instructions=parse_flags(cpuinfo) or _numpy_flags(),
         cpu=_field(cpuinfo, "model name") or platform.processor() or raw,
-        board=_read(Path("/proc/device-tree/model")).strip("\0\n "),
+        board=text_of(Path("/proc/device-tree/model")).strip("\0\n "),
         cores=cores or 1,
         system=f"{platform.system()} {platform.release()}",
     )
@@ -95,10 +97,3 @@ def _field(cpuinfo: str, name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -34,14 +34,24 @@ def demo_evaluation() -> Path:
 
 
 def calibration_cache() -> Path:
-    """The folder of kept calibration statistics.
+    """The folder of kept calibration statistics."""
+    return _cache() / "calibration"
 
-    `GNET_OPT_CACHE` names gnet-opt's cache; without it the XDG Base Directory Specification says
-    where caches are.
+
+def remote_runs() -> Path:
+    """The folder that tells which runs are under way on devices."""
+    return _cache() / "remote"
+
+
+def _cache() -> Path:
+    """gnet-opt's cache.
+
+    `GNET_OPT_CACHE` names it; without it the XDG Base Directory Specification says where caches
+    are.
     """
     own = os.environ.get("GNET_OPT_CACHE")
     if own:
-        return Path(own) / "calibration"
+        return Path(own)
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache"
-    return base / "gnet-opt" / "calibration"
+    return base / "gnet-opt"

@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gnet_opt.files import text_of
+
 _ROOT = Path("/")
 _VCGENCMD_SECONDS = 2.0
 
@@ -48,11 +50,11 @@ def read_temperatures(root: Path = _ROOT) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for zone in _numbered(root, "sys/class/thermal/thermal_zone*"):
-        _add(found, _text(zone / "type") or zone.name, zone.name, _number(zone / "temp"))
+        _add(found, _line(zone / "type") or zone.name, zone.name, _number(zone / "temp"))
     for sensor in _numbered(root, "sys/class/hwmon/hwmon*/temp*_input"):
         stem = sensor.name.removesuffix("_input")
-        label = _text(sensor.with_name(f"{stem}_label")) or stem
-        chip = _text(sensor.with_name("name")) or sensor.parent.name
+        label = _line(sensor.with_name(f"{stem}_label")) or stem
+        chip = _line(sensor.with_name("name")) or sensor.parent.name
         _add(found, f"{chip} {label}", sensor.parent.name, _number(sensor))
     return found
 
@@ -116,7 +118,7 @@ def read_throttle_count(
 
 def _throttled_flags(root: Path, firmware: Callable[[str], str] | None) -> int | None:
     # The file is in the Raspberry Pi's own kernel, and holds the bits in hexadecimal without 0x.
-    texts = [_text(path) for path in root.glob("sys/devices/platform/soc*/*firmware/get_throttled")]
+    texts = [_line(path) for path in root.glob("sys/devices/platform/soc*/*firmware/get_throttled")]
     if not any(texts) and firmware is not None:
         texts = [firmware("get_throttled").strip().removeprefix("throttled=")]
     try:
@@ -144,13 +146,10 @@ def _numbers(paths: Iterable[Path]) -> list[float]:
 
 def _number(path: Path) -> float | None:
     try:
-        return float(_text(path))
+        return float(_line(path))
     except ValueError:
         return None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
+def _line(path: Path) -> str:
+    return text_of(path).strip("\0\n ")

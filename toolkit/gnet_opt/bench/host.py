@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_opt.bench.heat import read_frequencies, read_temperatures, read_throttle_count
+from gnet_opt.files import text_of
 
 BUSY = 0.25
 """Load a CPU at the start from which on a machine is called busy."""
@@ -51,8 +52,8 @@ class HostState:
     @classmethod
     def read(cls, root: Path = Path("/")) -> HostState:
         """Read the state from the files below `root`."""
-        load = _text(root / "proc/loadavg").split()
-        available = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
+        load = text_of(root / "proc/loadavg").split()
+        available = re.search(r"^MemAvailable:\s*(\d+) kB", text_of(root / "proc/meminfo"), re.M)
         return cls(
             load1=float(load[0]) if load else None,
             governors=_governors(root),
@@ -119,18 +120,13 @@ def why_unstable(
 
 def _turbo(root: Path) -> bool | None:
     for name, yes in (("intel_pstate/no_turbo", "0"), ("cpufreq/boost", "1")):
-        if text := _text(root / _CPU / name):
+        if text := text_of(root / _CPU / name).strip():
             return text == yes
     return None
 
 
 def _governors(root: Path) -> tuple[str, ...]:
-    texts = {_text(path) for path in (root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    texts = {
+        text_of(path).strip() for path in (root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_governor")
+    }
     return tuple(sorted(texts - {""}))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

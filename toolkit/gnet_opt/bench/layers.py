@@ -167,8 +167,7 @@ class Report:
         """
         found: dict[str, list[Layer]] = {}
         for layer in self.layers:
-            match = _MODULE.search(layer.name)
-            found.setdefault(match[0] if match else "the rest", []).append(layer)
+            found.setdefault(module_of(layer.name), []).append(layer)
         if len(found) < 3:  # one module and a rest tell nothing
             return []
         return [
@@ -291,6 +290,12 @@ def explain(
     groups.sort(key=lambda group: -group.microseconds)
     report = Report(profile=profile, layers=tuple(layers), groups=tuple(groups))
     return dataclasses.replace(report, sentences=tuple(_sentences(report, machine)))
+
+
+def module_of(layer: str) -> str:
+    """The Inception module that a layer's name tells of, or `the rest`."""
+    match = _MODULE.search(layer)
+    return match[0] if match else "the rest"
 
 
 class _Names:

@@ -9,46 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gnet_opt.bench.host import HostState
 from gnet_opt.bench.latency import Speedup, percentile_ms, spread
 from gnet_opt.bench.limits import Constraint
-from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, SCENARIOS, SERVER, SINGLE_STREAM
-from gnet_opt.errors import ConfigError
-
-SCHEMA = "gnet-opt/bench/1"
-
-_NUMBER = (int, float)
-_NONE = type(None)
-_HOST = {
-    "frequencies_mhz": dict,
-    "governors": list,
-    "load1": (*_NUMBER, _NONE),
-    "memory_available_bytes": (int, _NONE),
-    "temperatures_c": dict,
-    "throttle_count": (int, _NONE),
-    "turbo": (bool, _NONE),
-}
-_SUBJECT: dict[str, Any] = {
-    "accuracy": (dict, _NONE),
-    "artifact_sha256": dict,
-    "backend": str,
-    "backend_version": str,
-    "file_bytes": int,
-    "model": str,
-    "model_sha256": str,
-    "name": str,
-    "native": bool,
-    "precision": str,
-    "target": str,
-    "threads": (int, _NONE),
-}
+from gnet_opt.bench.results_file import SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,25 +69,6 @@ class Stream:
             "spread": spread(self.rounds_ms),
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Stream:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-        rounds = _rounds(values, where)
-        return cls(
-            rounds=tuple(_samples(entry, where_) for where_, entry in rounds),
-            device_rounds=tuple(
-                _samples(entry, where_, "device_ns")
-                for where_, entry in rounds
-                if "device_ns" in entry
-            ),
-            query_pictures=_get(values, "query_pictures", int, where, least=1),
-            batch=_get(values, "batch", int, where, least=1),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Offline:
@@ -151,24 +101,6 @@ class Offline:
             ],
             "spread": spread(self.rates),
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Offline:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-        return cls(
-            rounds=tuple(
-                (
-                    _get(entry, "pictures", int, where_, least=1),
-                    _get(entry, "elapsed_ns", int, where_, least=1),
-                )
-                for where_, entry in _rounds(values, where)
-            ),
-            batch=_get(values, "batch", int, where, least=1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,34 +160,8 @@ class Server:
             "rounds": [trial.to_dict() for trial in self.rounds],
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Server:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-        return cls(
-            rounds=tuple(
-                Trial(
-                    offered_qps=_get(entry, "offered_qps", _NUMBER, where_, least=0),
-                    samples_ns=_samples(entry, where_),
-                    late=_get(entry, "late", int, where_, least=0),
-                    within=_get(entry, "within", bool, where_),
-                )
-                for where_, entry in _rounds(values, where)
-            ),
-            bound_ms=_get(values, "bound_ms", _NUMBER, where, least=0),
-        )
-
 
 Scenario = Stream | Offline | Server
-_KINDS: dict[str, type[Stream] | type[Offline] | type[Server]] = {
-    SINGLE_STREAM: Stream,
-    MULTI_STREAM: Stream,
-    OFFLINE: Offline,
-    SERVER: Server,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,40 +214,6 @@ class Measured:
             "warm_up": dict(self.warm_up),
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Measured:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-
-        def milliseconds(key: str) -> tuple[float, ...]:
-            return tuple(_numbers(_get(values, key, list, where), f"{where}.{key}"))
-
-        scenarios: dict[str, Scenario] = {}
-        for name in _get(values, "scenarios", dict, where):
-            inside = f"{where}.scenarios.{name}"
-            if name not in _KINDS:
-                raise ConfigError(f"{inside} is not known; known are {', '.join(SCENARIOS)}.")
-            scenarios[name] = _KINDS[name].from_dict(
-                _get(values["scenarios"], name, dict, f"{where}.scenarios"), inside
-            )
-        warm_up = _get(values, "warm_up", dict, where)
-        for key, kind in (("count", int), ("seconds", _NUMBER), ("steady", bool)):
-            _get(warm_up, key, kind, f"{where}.warm_up")
-        return cls(
-            cold_start_ms=milliseconds("cold_start_ms"),
-            load_ms=milliseconds("load_ms"),
-            first_ms=milliseconds("first_ms"),
-            peak_rss_bytes=_get(values, "peak_rss_bytes", (int, _NONE), where),
-            warm_up=warm_up,
-            scenarios=scenarios,
-            end_to_end=_get(values, "end_to_end", (dict, _NONE), where),
-            energy=_get(values, "energy", (dict, _NONE), where),
-            soak=_get(values, "soak", (dict, _NONE), where),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectResult:
@@ -376,21 +248,6 @@ class SubjectResult:
             "profile": self.profile,
             "sweep": self.sweep,
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> SubjectResult:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-        parts = {key: _get(values, key, (dict, _NONE), where) for key in ("profile", "sweep")}
-        return cls(
-            identity={key: _get(values, key, kind, where) for key, kind in _SUBJECT.items()},
-            measured=Measured.from_dict(values, where),
-            notes=tuple(_texts(_get(values, "notes", list, where), f"{where}.notes")),
-            **parts,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,31 +286,6 @@ class Environment:
             "tools": dict(self.tools),
             "unstable": list(self.unstable),
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Environment:
-        """Read `to_dict`'s form.
-
-        Raises:
-            ConfigError: A value is missing or does not fit; its dotted path is named.
-        """
-        constraint = _get(values, "constraint", (dict, _NONE), where)
-        if constraint is not None:
-            inside = f"{where}.constraint"
-            cpus = _get(constraint, "cpus", (list, _NONE), inside)
-            _integers(cpus or [], f"{inside}.cpus")
-            _get(constraint, "memory_bytes", (int, _NONE), inside, least=1)
-            constraint = Constraint.from_dict(constraint)
-        return cls(
-            machine=_get(values, "machine", dict, where),
-            tools=_get(values, "tools", dict, where),
-            affinity=tuple(_integers(_get(values, "affinity", list, where), f"{where}.affinity")),
-            constraint=constraint,
-            start=_host(values, "start", where),
-            end=_host(values, "end", where),
-            unstable=tuple(_texts(_get(values, "unstable", list, where), f"{where}.unstable")),
-            remote=_get(values, "remote", dict, where) if "remote" in values else None,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,60 +331,6 @@ class Results:
             "subjects": [subject.to_dict() for subject in self.subjects],
             "version": self.version,
         }
-
-    @classmethod
-    def from_dict(cls, values: Any, where: str = "results") -> Results:
-        """Read a document.
-
-        Args:
-            values: What JSON gave.
-            where: What to call it in messages.
-
-        Raises:
-            ConfigError: It is of another schema, or a value is missing or does not fit; its dotted
-                path is named.
-        """
-        schema = values.get("schema") if isinstance(values, dict) else None
-        if schema != SCHEMA:
-            raise ConfigError(
-                f"{where} has the schema {schema!r}; this version of gnet-opt reads {SCHEMA!r}. "
-                "Pass a results.json that `gnet-opt bench` wrote."
-            )
-        subjects = _get(values, "subjects", list, where)
-        if not subjects:
-            raise ConfigError(f"{where}.subjects is empty. Measure a bundle with `gnet-opt bench`.")
-        found = tuple(
-            SubjectResult.from_dict(
-                _table(entry, f"{where}.subjects[{i}]"), f"{where}.subjects[{i}]"
-            )
-            for i, entry in enumerate(subjects)
-        )
-        if len({subject.name for subject in found}) != len(found):
-            raise ConfigError(f"{where}.subjects has two of one name. Measure the bundles again.")
-        return cls(
-            created=_get(values, "created", str, where),
-            version=_get(values, "version", str, where),
-            settings=_get(values, "settings", dict, where),
-            environment=Environment.from_dict(
-                _get(values, "environment", dict, where), f"{where}.environment"
-            ),
-            subjects=found,
-        )
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        """Read `results.json`.
-
-        Raises:
-            ConfigError: The file cannot be read, or is no such document.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path} cannot be read ({error}). Pass a results.json that `gnet-opt bench` wrote."
-            ) from error
-        return cls.from_dict(values, str(path))
 
     def to_csv(self) -> str:
         """A table with a row for each subject and scenario."""
@@ -605,70 +383,3 @@ def _speedup(base: Scenario, own: Scenario | None) -> Speedup | None:
     else:
         return None
     return Speedup.of(*times) if len(times[0]) == len(times[1]) else None
-
-
-def _get(
-    values: Mapping[str, Any], key: str, kind: Any, where: str, *, least: int | None = None
-) -> Any:
-    """A value of a table, of the right type."""
-    if key not in values:
-        raise ConfigError(f"{where}.{key} is missing.")
-    value = values[key]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    # In Python True is a number, too.
-    wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
-    if wrong or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{where}.{key} is of the wrong type.")
-    if least is not None and value is not None and value < least:
-        raise ConfigError(f"{where}.{key} is {value}; it must be at least {least}.")
-    return value
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} is not a table.")
-    return value
-
-
-def _rounds(values: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rounds of a scenario with their dotted paths; at least one."""
-    found = _get(values, "rounds", list, where)
-    if not found:
-        raise ConfigError(f"{where}.rounds is empty.")
-    paths = [f"{where}.rounds[{index}]" for index in range(len(found))]
-    return [(path, _table(entry, path)) for path, entry in zip(paths, found, strict=True)]
-
-
-def _samples(values: Mapping[str, Any], where: str, key: str = "samples_ns") -> tuple[int, ...]:
-    """Times in nanoseconds; at least one."""
-    found = tuple(_integers(_get(values, key, list, where), f"{where}.{key}"))
-    if not found or min(found) <= 0:
-        raise ConfigError(f"{where}.{key} must be times, at least one.")
-    return found
-
-
-def _integers(values: Sequence[Any], where: str) -> Sequence[int]:
-    if not all(type(value) is int for value in values):
-        raise ConfigError(f"{where} must be a list of integers.")
-    return values
-
-
-def _numbers(values: Sequence[Any], where: str) -> Sequence[float]:
-    if not all(type(value) in _NUMBER and math.isfinite(value) for value in values):
-        raise ConfigError(f"{where} must be a list of finite numbers.")
-    return values
-
-
-def _texts(values: Sequence[Any], where: str) -> Sequence[str]:
-    if not all(isinstance(value, str) for value in values):
-        raise ConfigError(f"{where} must be a list of texts.")
-    return values
-
-
-def _host(values: Mapping[str, Any], key: str, where: str) -> HostState:
-    table = _get(values, key, dict, where)
-    found = {name: _get(table, name, kind, f"{where}.{key}") for name, kind in _HOST.items()}
-    for name in ("frequencies_mhz", "temperatures_c"):
-        _numbers(list(found[name].values()), f"{where}.{key}.{name}")
-    found["governors"] = tuple(_texts(found["governors"], f"{where}.{key}.governors"))
-    return HostState(**found)

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-from gnet_opt.cli import base, bench, commands
+from gnet_opt.cli import base, bench, commands, compare
 from gnet_opt.errors import ConfigError, GnetOptError
 
-COMMANDS = (bench, commands)
+COMMANDS = (bench, commands, compare)
 """The modules whose commands join the group when they are imported."""
 
 _INTERRUPTED = 130

@@ -9,6 +9,7 @@ import click
 from gnet_opt.cli import base
 from gnet_opt.cli.base import gnet_opt
 from gnet_opt.cli.console import Output
+from gnet_opt.cli.remote_options import There, remote_options
 
 # As `gnet_opt.bench.scenarios.SCENARIOS`, which is not imported for --help.
 _SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
@@ -68,7 +69,8 @@ _SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 @click.option(
     "--write", "keep", is_flag=True, help="Note what --sweep finds in the bundle's manifest."
 )
-@base.output_option(False, "Folder for results.json and results.csv.")
+@base.output_option(False, "Folder for results.json, results.csv and report.html.")
+@remote_options
 @base.force
 @base.common
 def bench(
@@ -87,10 +89,11 @@ def bench(
     sweep: bool,
     keep: bool,
     out: Path | None,
+    there: There | None,
     force: bool,
     output: Output,
 ) -> None:
-    """Measure BUNDLE, and more than one side by side, on this machine.
+    """Measure BUNDLE, and more than one side by side, on this machine or over SSH on a device.
 
     Each runs in a process of its own; they take turns in rounds, and the first is what the others
     are compared with.
@@ -103,6 +106,16 @@ def bench(
     from gnet_opt.errors import ConfigError
     from gnet_opt.files import check_writable
 
+    if there is not None:
+        there.run(
+            click.get_current_context(),
+            out=out,
+            force=force,
+            output=output,
+            show=bench_tables.shown,
+            only_here=["--write"],
+        )
+        return
     if out is not None:
         check_writable(out, force=force, folder=True)
     if keep and (not sweep or backend_names):

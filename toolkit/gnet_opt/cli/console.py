@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,9 @@ T = TypeVar("T")
 
 _FILE_WIDTH = 160
 """Width of tables that go to a file or a pipe, in characters."""
+
+_PROGRESS = "GNET_OPT_PROGRESS"
+"""Set to `lines` where the command runs for another machine, which reads its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,10 @@ class Output:
         """Tell the user something beside the result."""
         if not self.quiet:
             _console(stderr=True).print(text, style="dim", markup=False, highlight=False)
+
+    def stderr(self) -> Console:
+        """The console for what is shown while work goes on."""
+        return _console(stderr=True)
 
     def result(self, value: Any, *renderables: Any) -> None:
         """Print a result: as JSON, or as what is given to show it."""
@@ -60,6 +68,9 @@ class Output:
         )
 
         console = _console(stderr=True)
+        if os.environ.get(_PROGRESS) == "lines":
+            yield from _lines(items, label, total)
+            return
         if self.quiet or not console.is_terminal:
             yield from items
             return
@@ -71,6 +82,15 @@ class Output:
         )
         with Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=label)
+
+
+def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+    """One line on stderr for each item, for who follows from another machine."""
+    import click
+
+    for done, item in enumerate(items):
+        click.echo(f"{label} {done + 1}" + (f"/{total}" if total else ""), err=True)
+        yield item
 
 
 def _console(*, stderr: bool) -> Console:

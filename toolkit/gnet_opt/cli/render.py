@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from gnet_opt.bench.compare import Comparison
     from gnet_opt.preflight import Report
     from gnet_opt.sensitivity import LayerCost
 
@@ -105,6 +106,27 @@ def decision(values: Mapping[str, Any]) -> list[Table | str]:
         if row["float_layers"]:
             shown.append(f"{row['name']} keeps in float: {', '.join(row['float_layers'])}.")
     return [*shown, str(values["reason"])]
+
+
+def compared_runs(found: Comparison) -> list[Table | str]:
+    """Two runs of `bench` against each other: the verdicts, and what is to be known with them."""
+    rows = [
+        (
+            row.subject if row.subject == row.other else f"{row.subject} / {row.other}",
+            row.scenario,
+            f"{row.a_ms:.3g}",
+            f"{row.b_ms:.3g}",
+            f"{100 * (row.ratio.value - 1):+.1f} "
+            f"[{100 * (row.ratio.low - 1):+.1f}, {100 * (row.ratio.high - 1):+.1f}]",
+            row.ratio.verdict,
+        )
+        for row in found.rows
+    ]
+    columns = ("subject", "scenario", "A, ms", "B, ms", "change of time, % [noise band]", "B is")
+    shown: list[Table | str] = [listing("B against A", columns, rows)]
+    shown += [f"Differs: {difference}." for difference in found.differences]
+    shown += [f"Differs, as allowed: {difference}." for difference in found.allowed]
+    return [*shown, *found.notes]
 
 
 def costs(title: str, values: Sequence[LayerCost]) -> Table:

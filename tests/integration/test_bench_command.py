@@ -72,7 +72,9 @@ def test_two_bundles_on_two_backends(bundle: Make, float_bundle: Path, tmp_path:
     for subject in subjects:
         root = float_bundle if subject["precision"] == "fp32" else int8
         assert subject["model_sha256"] == sha256_file(root / "model.onnx")
-        assert subject["accuracy"] == Bundle.open(root).manifest["accuracy"]
+        own = subject["backend"] == "openvino"
+        # Another backend has other integer kernels, and so another accuracy.
+        assert subject["accuracy"] == (Bundle.open(root).manifest["accuracy"] if own else None)
         assert set(subject["scenarios"]) == set(document["settings"]["scenarios"])
         assert len(subject["scenarios"]["single-stream"]["rounds"]) == 2
         assert subject["scenarios"]["single-stream"]["n"] >= 10
@@ -84,7 +86,8 @@ def test_two_bundles_on_two_backends(bundle: Make, float_bundle: Path, tmp_path:
         assert subject["profile"]["backend"] == subject["backend"]
         integer = subject["profile"]["macs_int8_share"]
         assert (integer > 0) == (subject["precision"] == "int8")
-        assert (subject["energy"], subject["soak"], subject["sweep"]) == (None, None, None)
+        assert (subject["soak"], subject["sweep"]) == (None, None)
+        assert subject["energy"]["note"]
     # OpenVINO ran the bundle's own files, ONNX Runtime what was compiled for it.
     listed = {a["path"]: a["sha256"] for a in Bundle.open(int8).manifest["artifacts"]}
     own = subjects[2]["artifact_sha256"]
@@ -115,7 +118,7 @@ def test_for_people(bundle: Make, tmp_path: Path) -> None:
         "time by what runs",
         "1 thread, 2 rounds of at least 0.01 s, each subject in a process of its own.",
         "The model takes one picture at a time: eight are eight runs.",
-        f"Written: {out}/results.csv, {out}/results.json",
+        f"Written: {out}/report.html, {out}/results.csv, {out}/results.json",
     ):
         assert text in done.out
     before = content(out)

@@ -281,7 +281,8 @@ def _identity(candidate: _Candidate, plan: Plan) -> dict[str, Any]:
     manifest = bundle.manifest
     files = [path for _, path in candidate.artifact.files]
     return {
-        "accuracy": manifest["accuracy"],
+        # It was measured with the bundle's own backend, whose integer kernels are others.
+        "accuracy": manifest["accuracy"] if candidate.own else None,
         "artifact_sha256": {
             path.relative_to(candidate.folder).as_posix(): sha256_file(path) for path in files
         },
@@ -303,7 +304,10 @@ def _notes(candidate: _Candidate, entry: Entry, plan: Plan) -> list[str]:
     manifest = candidate.bundle.manifest
     notes = []
     if not candidate.own:
-        notes.append(f"{candidate.backend.name} ran the portable model, compiled for this run.")
+        notes.append(
+            f"{candidate.backend.name} ran the portable model, compiled for this run; its accuracy "
+            "was not measured."
+        )
     elif not is_native(candidate.bundle):
         notes.append(f"This machine is not {manifest['target']['name']}: these are its own times.")
     if entry.batch == 1 and {MULTI_STREAM, OFFLINE} & set(plan.scenarios):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -89,6 +90,20 @@ def watch(
                 process.wait()
         seconds = time.perf_counter() - start
     return Ended(code=process.returncode, seconds=seconds, peak_rss_bytes=peak, stopped=stopped)
+
+
+@functools.cache
+def without_network() -> tuple[str, ...]:
+    """What a command starts with so that it reaches no network; empty where that is not possible.
+
+    Linux gives a process a network of its own, with nothing in it, where it allows user namespaces.
+    """
+    prefix = ("unshare", "--map-root-user", "--net")
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return prefix
 
 
 def once(

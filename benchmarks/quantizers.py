@@ -466,6 +466,15 @@ def toolkit_digest() -> str:
     return digest.hexdigest()
 
 
+def chosen(text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Names of an option, separated by commas, each one of those known."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return names
+
+
 def _versions(python: Path) -> dict[str, str]:
     """The peers' packages in an environment."""
     command = [str(python), peers.__file__, "versions"]
@@ -497,24 +506,16 @@ def _own(options: argparse.Namespace) -> dict[str, Any]:
     return steps.time_all(folder, words, options.threads, options.sittings, options.rounds)
 
 
-def _chosen(text: str, known: Iterable[str]) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-    return names
-
-
 def main() -> None:
     """Command line."""
     names = [variant.name for variant in VARIANTS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--modelopt", type=Path, help="Python of an environment with nvidia-modelopt[onnx]")
-    add("--networks", type=lambda t: _chosen(t, NETWORKS), default=NETWORKS, metavar="A,B")
+    add("--networks", type=lambda t: chosen(t, NETWORKS), default=NETWORKS, metavar="A,B")
     add(
         "--only",
-        type=lambda text: ("float", *_chosen(text, names)),
+        type=lambda text: ("float", *chosen(text, names)),
         default=(),
         metavar="A,B",
         help=f"these variants beside float, of {', '.join(names)}",

@@ -1,7 +1,7 @@
 """Write the tables of both READMEs from the result files: `python benchmarks/tables.py`.
 
 `README.md` of the project gets the main job, the OpenVINO paths and the short table of quantizers,
-`benchmarks/README.md` all that was measured of the quantizers.
+`benchmarks/README.md` all that was measured of the quantizers and of the runtimes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import runtime_tables
 from gnet_opt.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -293,7 +294,20 @@ def write_tables() -> None:
         full = quantizers_all(result, str(file.relative_to(own.parent)))
         own_text = _between(own.read_text(encoding="utf-8"), "quantizers", full)
         write_text(own, own_text)
+    for file in sorted(RESULTS.glob("runtimes-*.json"))[:1]:
+        _write_runtimes(file, own)
     write_text(readme, text)
+
+
+def _write_runtimes(file: Path, own: Path) -> None:
+    """Put the tables and pictures of the runtimes beside and into `benchmarks/README.md`."""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    pictures = {}
+    for name, network in result["networks"].items():
+        pictures[name] = f"{file.stem}-{name}.svg"
+        write_text(own.with_name(pictures[name]), runtime_tables.chart(network))
+    content = runtime_tables.everything(result, str(file.relative_to(own.parent)), pictures)
+    write_text(own, _between(own.read_text(encoding="utf-8"), "runtimes", content))
 
 
 def _label(row: dict[str, Any]) -> str:

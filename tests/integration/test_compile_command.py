@@ -143,6 +143,18 @@ def test_a_manifest_whose_options_are_damaged(device: Path) -> None:
     assert "deferred.options is of the wrong type" in done.err
 
 
+def test_a_manifest_that_expects_another_file(device: Path) -> None:
+    path = device / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["deferred"]["expected"] = "other.engine"
+    path.write_text(json.dumps(manifest))
+    before = content(device)
+    done = gnet_opt("compile", device)
+    assert (done.code, done.out) == (6, "")
+    assert "deferred.expected is 'other.engine', but tensorrt builds model.engine" in done.err
+    assert content(device) == before
+
+
 def test_a_backend_that_does_not_finish_by_itself(
     device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,20 @@ def test_a_file_of_onnx_runtime_for_people(tmp_path: Path) -> None:
     )
 
 
+def test_the_rules_of_tensorrt_8(bundle: Make, tmp_path: Path) -> None:
+    done = gnet_opt("inspect", bundle("jetson"), "--lint", "tensorrt8", "--json")
+    assert (done.code, {found["rule"] for found in done.json["findings"]}) == (
+        8,
+        {"integer-weight"},
+    )
+    # A bundle for TensorRT 8 has the model in its form, too.
+    root = bundle("jetson-xavier-nx")
+    for rules, name in (("tensorrt8", "model.tensorrt8.onnx"), ("tensorrt", "model.onnx")):
+        done = gnet_opt("inspect", root, "--lint", rules)
+        assert (done.code, done.err) == (0, "")
+        assert done.out == f"No rule of {rules} is broken in {root / name}.\n"
+
+
 def test_a_float_file(world: World, tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     assert gnet_opt("export", world.small, "-o", path).code == 0

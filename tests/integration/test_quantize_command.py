@@ -647,6 +647,28 @@ def test_every_shipped_target_can_be_planned(world: World, tmp_path: Path) -> No
     assert content(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        ("jetson", 'tensorrt = "99999999999999.1"', "options.tensorrt is '99999999999999.1'"),
+        ("jetson", 'tensorrt = "7.1"', "options.tensorrt is '7.1', but Q/DQ models need"),
+        ("jetson", 'tensorrt = "10.3"\nworkspace_mib = "1 GB"', "options.workspace_mib is '1 GB'"),
+        ("rtx", 'compute_capabilities = ["8.6", "Ada"]', "options.compute_capabilities is ['8.6'"),
+    ],
+)
+def test_options_of_a_target_are_read_before_the_work(
+    name: str, line: str, problem: str, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    shown = next(target for target in shipped() if name in (target.name, *target.aliases))
+    first, _, last = shown.file.read_text().partition("[options]\n")
+    _, _, last = last.partition("\n")
+    path = tmp_path / "board.toml"
+    path.write_text(f"{first}[options]\n{line}\n{last}")
+    done = quantize("--target", path, "--dry-run", "-o", tmp_path / "b")
+    assert (done.code, done.out) == (2, "")
+    assert f"{path}: {problem}" in done.err
+
+
 def test_an_output_that_is_a_link_to_nothing(quantize: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "nowhere")
     done = quantize("--target", "jetson", "-o", tmp_path / "b")

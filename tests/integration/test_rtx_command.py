@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,13 @@ from commands import content, gnet_opt
 from world import World
 
 from gnet_opt.backends import _gpu
+from gnet_opt.backends._engine import EngineRecord, record_of
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
+
+sys.path.append(str(Path(__file__).parent.parent / "unit" / "backends"))
+
+import fake_tensorrt
 
 
 @pytest.fixture
@@ -64,6 +72,39 @@ def test_accuracy_is_that_of_reference_semantics(built: Path, world: World) -> N
     assert done.json["semantics"] == "reference"
     assert done.json["notes"] == ["This machine is not rtx: these are reference semantics."]
     assert done.json["top1"] == Bundle.open(built).manifest["accuracy"]["quantized"]["top1"]
+
+
+def test_accuracy_is_the_engine_s_own_where_its_gpu_is(
+    built: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "at the gpu"
+    shutil.copytree(built, root)
+    engine, record = root / "model.engine", record_of(root / "model.engine")
+    values = EngineRecord.read(record)
+    plan = fake_tensorrt.plan_of(values.version, (root / "model.onnx").read_bytes())
+    engine.write_bytes(plan)
+    replace(values, engine_sha256=sha256_file(engine)).write(record)
+    manifest = json.loads((root / "manifest.json").read_text())
+    for entry in manifest["artifacts"]:
+        path = root / entry["path"]
+        entry.update(bytes=path.stat().st_size, sha256=sha256_file(path))
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    gpu = fake_tensorrt.Gpu()
+    library = fake_tensorrt.FakeTensorRt(values.version, gpu, names="11.4.0")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library.module("tensorrt_rtx"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.module())
+    driver = fake_tensorrt.Driver(compute_capability=(8, 9))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    done = gnet_opt("evaluate", root, "--images", world.evaluation, "--json")
+    assert (done.code, done.json["notes"]) == (0, [])
+    assert (done.json["backend"], done.json["semantics"]) == ("tensorrt-rtx", "native")
+    assert done.json["top1"] == manifest["accuracy"]["quantized"]["top1"]
+    assert gnet_opt("verify", root, "--json").json["foreign"] is False
+    assert gpu.is_empty
+    other = fake_tensorrt.Driver(compute_capability=(9, 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: other)
+    done = gnet_opt("evaluate", root, "--images", world.evaluation, "--json")
+    assert done.json["semantics"] == "reference"
 
 
 def test_layers_are_not_timed(built: Path) -> None:

@@ -329,10 +329,16 @@ def test_what_the_device_built_is_not_checked(root: Path) -> None:
     assert "other.engine does not belong to the bundle" in refused(root)
 
 
-def test_an_empty_name_of_the_engine_allows_nothing(root: Path) -> None:
-    rewrite(root, lambda manifest: manifest.update(deferred={**DEFERRED, "expected": ""}))
-    (root / "extra").touch()
-    assert "does not belong to the bundle" in refused(root)
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "../model.engine", "a/b", "a\\b", "a\0", "a" * 101, "model.onnx", "manifest.json"],
+)
+def test_a_name_of_the_engine_that_is_none(root: Path, name: str) -> None:
+    rewrite(root, lambda manifest: manifest.update(deferred={**DEFERRED, "expected": name}))
+    assert refused(root) == (
+        f"{root / MANIFEST}: deferred.expected {name[:40]!r} is no name of a file that is still to "
+        "be built. Build the bundle again."
+    )
 
 
 @pytest.mark.parametrize("key", DEFERRED)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import jetsons
-from gnet_opt.preflight import MEMORY_FOR_BUILD, STORAGE_FOR_BUILD, Report, assess, preflight
+from gnet_opt.preflight import (
+    MEMORY_FOR_BUILD,
+    STORAGE_FOR_BUILD,
+    Report,
+    assess,
+    no_room,
+    preflight,
+)
 from gnet_opt.preflight import target_of as target_of_board
 from gnet_opt.target import find
 from jetsons import ORIN_NANO, READY, answers, plant
@@ -149,6 +156,15 @@ def test_no_gpu(tmp_path: Path) -> None:
     found = report(tmp_path, files)
     assert about(found.blockers) == ["GPU"]
     assert "--runtime nvidia" in found.blockers[0]
+
+
+def test_room_alone_is_asked_of_who_has_used_the_gpu(tmp_path: Path) -> None:
+    """A device node of another name must not stop a build on a GPU that answers."""
+    files = {path: text for path, text in READY.items() if not path.startswith("dev/")}
+    assert no_room(tmp_path, root=plant(tmp_path / "a", files)) == ()
+    short = plant(tmp_path / "b", memory(1 << 20, None, "partition"))
+    assert about(no_room(tmp_path, root=short)) == ["Memory"]
+    assert no_room(tmp_path, root=plant(tmp_path / "c", {})) == ()
 
 
 def test_heat(tmp_path: Path) -> None:

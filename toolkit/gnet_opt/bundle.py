@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -107,6 +108,7 @@ class Bundle:
         bundle = cls(root=root, manifest=manifest)
         for index, entry in enumerate(manifest["artifacts"]):
             bundle._check_entry(index, entry)
+        bundle._check_expected()
         for needed in ("onnx", "golden"):
             bundle.path(needed)
         return bundle
@@ -220,6 +222,18 @@ class Bundle:
         # A manifest comes with the bundle from elsewhere: it must not reach outside its folder.
         if pure.is_absolute() or ".." in pure.parts or "\\" in entry["path"]:
             raise IntegrityError(f"{where}.path {entry['path']!r} leaves the bundle.")
+
+    def _check_expected(self) -> None:
+        """Refuse a name for what the device builds that is none, or that of another file."""
+        if self.deferred is None:
+            return
+        name = self.deferred["expected"]
+        taken = {MANIFEST, *(entry["path"] for entry in self.manifest["artifacts"])}
+        if not re.fullmatch(r"\w[\w.-]{0,99}", name) or name in taken:
+            raise IntegrityError(
+                f"{self.root / MANIFEST}: deferred.expected {name[:40]!r} is no name of a file "
+                "that is still to be built. Build the bundle again."
+            )
 
 
 def _refuse_constant(text: str) -> None:

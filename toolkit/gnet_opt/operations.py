@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gnet_opt import backends
+from gnet_opt.backends._tensorrt8 import FILE as MODEL_FOR_8
 from gnet_opt.backends.onnxruntime import input_type, open_reference
 from gnet_opt.bench import accuracy, layers
 from gnet_opt.bundle import MANIFEST, Bundle
@@ -26,7 +27,14 @@ from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
 from gnet_opt.preprocess import IMAGENET, PixelArray, Preprocess
 from gnet_opt.progress import Progress, silent
-from gnet_opt.runtime import Artifact, Backend, DeviceCompiler, InputArray, Runner
+from gnet_opt.runtime import (
+    Artifact,
+    Backend,
+    DeviceCompiler,
+    InputArray,
+    OwnMachines,
+    Runner,
+)
 from gnet_opt.stages import prepare
 from gnet_opt.target import Match
 
@@ -129,7 +137,8 @@ def pending(bundle: Bundle) -> str:
 def is_native(bundle: Bundle) -> bool:
     """Whether this machine is the bundle's target, so that its kernels give the target's figures.
 
-    An engine that was built on the device is native where it opens at all.
+    An engine that was built on the device is native where it opens at all. Where the target does
+    not describe its machines, the backend may know them.
 
     Raises:
         IntegrityError: The manifest's description of the target is damaged.
@@ -138,7 +147,10 @@ def is_native(bundle: Bundle) -> bool:
         return not pending(bundle)
     table = bundle.manifest["target"].get("match")
     if table is None:
-        return False
+        if bundle.manifest["target"]["backend"] not in backends.names():
+            return False
+        backend = backend_of(bundle)
+        return isinstance(backend, OwnMachines) and backend.is_native(backend.artifact(bundle.root))
     try:
         return Match(**table)(this_machine())
     except TypeError as error:
@@ -272,10 +284,11 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def lint(path: Path, rules: str) -> dict[str, Any]:
-    """Name every form in a bundle's portable model or an ONNX file that a runtime does not like.
+    """Name every form in a bundle's model or an ONNX file that a runtime does not like.
 
     Args:
-        path: A bundle, or an ONNX file of any tool.
+        path: A bundle, or an ONNX file of any tool. Of a bundle it is the portable model, or with
+            the rules of TensorRT 8 the one in its form, where the bundle has it.
         rules: Whose rules, as `gnet_opt.quantization.lint` knows them.
 
     Returns:
@@ -291,6 +304,8 @@ def lint(path: Path, rules: str) -> dict[str, Any]:
     model = _portable_model(path)
     from gnet_opt.quantization import lint as linter
 
+    if rules == "tensorrt8" and path.is_dir() and is_file(path / MODEL_FOR_8):
+        model = path / MODEL_FOR_8
     found = linter.lint(model, rules)
     findings = found or []
     return {
@@ -391,6 +406,12 @@ def finish(bundle: Bundle, *, force: bool = False, progress: Progress = silent) 
         raise BackendError(
             f"{bundle.root} is finished on the device without gnet-opt ({name} has no "
             f"`finish`). Run there, in the bundle: {bundle.deferred['command']}"
+        )
+    made = backend.artifact(bundle.root).path.name
+    if made != bundle.deferred["expected"]:
+        raise IntegrityError(
+            f"{bundle.root / MANIFEST}: deferred.expected is {bundle.deferred['expected']!r}, but "
+            f"{name} builds {made}. Build the bundle again."
         )
     options = bundle.deferred.get("options", {})
     if not isinstance(options, dict):

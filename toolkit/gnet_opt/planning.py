@@ -14,6 +14,7 @@ from gnet_opt.images import ImageSet, check_disjoint
 from gnet_opt.model import Model
 from gnet_opt.preprocess import INPUTS, Preprocess
 from gnet_opt.quantization import DEFAULT_METHOD, METHODS, check_enough
+from gnet_opt.runtime import TargetReader
 from gnet_opt.target import PRECISIONS, Target
 
 _FEW_IMAGES = 32
@@ -167,7 +168,10 @@ def plan(
     options = options or Options()
     options.check(target)
     _check_replaceable(output, options.force)
-    probe = backends.get(target.backend).probe()
+    backend = backends.get(target.backend)
+    if isinstance(backend, TargetReader):
+        backend.check(target)
+    probe = backend.probe()
     if options.precision == "auto":
         for name in target.alternatives:
             backends.get(name)

@@ -82,6 +82,20 @@ def preflight(
     return Report(board=None) if board is None else assess(board, target, folder=folder)
 
 
+def no_room(folder: Path, *, root: Path = SYSTEM) -> tuple[str, ...]:
+    """Why a Jetson has too little memory or storage for a build, each with what to do.
+
+    This is for who has found the GPU and TensorRT by using them, which proves more than the files
+    that `preflight` looks for.
+
+    Args:
+        folder: Where the engine will be written.
+        root: Where the machine's files are; see `gnet_opt.jetson.read`.
+    """
+    board = jetson.read(folder, root=root, run=lambda command: "")
+    return () if board is None else (*_no_memory(board), *_no_storage(board, folder))
+
+
 def assess(board: Jetson, target: Target | None = None, *, folder: Path | None = None) -> Report:
     """Judge what a Jetson said of itself, here or on another machine.
 

@@ -283,6 +283,28 @@ class DeviceCompiler(Protocol):
         ...
 
 
+@runtime_checkable
+class TargetReader(Protocol):
+    """A backend that takes options from the target, and can tell early whether they are good."""
+
+    def check(self, target: Target) -> None:
+        """Refuse what `compile` would refuse after the whole work before it.
+
+        Raises:
+            ConfigError: An option is missing or cannot be used.
+        """
+        ...
+
+
+@runtime_checkable
+class OwnMachines(Protocol):
+    """A backend whose artifacts themselves say which machines they are for."""
+
+    def is_native(self, artifact: Artifact) -> bool:
+        """Whether this machine is one of them; False, too, where that cannot be told."""
+        ...
+
+
 def run_all(runner: Runner, inputs: Iterable[InputArray]) -> FloatArray:
     """Run single pictures one after the other.
 

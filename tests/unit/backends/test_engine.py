@@ -143,6 +143,54 @@ def test_a_record_with_a_key_too_many(engine: Path) -> None:
         EngineRecord.read(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("model", "../model.onnx", "its model '../model.onnx' is no name of a file"),
+        ("model", "..", "its model '..' is no name of a file"),
+        ("model", "", "its model '' is no name of a file"),
+        ("model", "a\0", "its model 'a\\x00' is no name of a file"),
+        ("model", 5, "its model is of the wrong type"),
+        ("gpu", None, "its gpu is of the wrong type"),
+        ("version", "9" * 5000, "its version is none"),
+        ("version_compatible", 1, "its version_compatible is of the wrong type"),
+        ("compute_capabilities", "8.7", "its compute_capabilities is of the wrong type"),
+        ("compute_capabilities", [[8]], "its compute_capabilities is of the wrong type"),
+    ],
+)
+def test_a_record_with_a_hostile_value(key: str, value: object, problem: str, engine: Path) -> None:
+    path = record_of(engine)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(BackendError) as caught:
+        EngineRecord.read(path)
+    assert str(caught.value).startswith(f"{path} cannot be read ({problem}), so ")
+
+
+def test_a_record_that_is_too_deep(engine: Path) -> None:
+    record_of(engine).write_text("[" * 100_000)
+    with pytest.raises(BackendError, match="cannot be read"):
+        EngineRecord.read(record_of(engine))
+
+
+def test_what_is_loaded_is_what_was_checked(
+    engine: Path, library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process replaces the engine right after it was checked."""
+    checked = EngineRecord.problem
+
+    def problem(self: EngineRecord, *where: Any) -> str:
+        found = checked(self, *where)
+        engine.write_bytes(plan_of("1.7.1", classifier(), more="another"))
+        return found
+
+    monkeypatch.setattr(EngineRecord, "problem", problem)
+    changed = pytest.raises(
+        BackendError, match=r"was changed while it was read .* Build it again\.$"
+    )
+    with changed, open_engine(engine, RTX):
+        pass
+
+
 def test_a_stale_engine(engine: Path) -> None:
     record = EngineRecord.read(record_of(engine))
     with pytest.raises(BackendError) as caught:
@@ -569,6 +617,17 @@ def test_phases_are_told_where_the_library_tells_them(version: str, tmp_path: Pa
         expected += [{"step": step} for step in range(steps)]
         expected.append({"ended": name})
     assert said["before"] == ([] if version == "8.6.1" else expected)
+
+
+def test_an_engine_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(classifier())
+    engine = tmp_path / "gone" / "model.engine"
+    fake = FakeTensorRt("10.3.0", fake_tensorrt.Gpu())
+    (error,) = requested(tmp_path, fake, engine=str(engine))["last"].values()
+    assert error.startswith(
+        f"TensorRT built an engine of {tmp_path / 'model.onnx'}, but it cannot be written ("
+    )
+    assert error.endswith("). Make room on the disk, and run the command again.")
 
 
 def test_a_build_that_nobody_listens_to_stops(tmp_path: Path) -> None:

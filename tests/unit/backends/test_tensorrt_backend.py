@@ -35,9 +35,9 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = {
-    "8.2": "--int8 --fp16 --noTF32 --workspace=1024 --buildOnly",
-    "8.5.2": "--int8 --fp16 --noTF32 --memPoolSize=workspace:1024 --buildOnly",
-    "8.6": "--int8 --fp16 --noTF32 --memPoolSize=workspace:1024 --skipInference",
+    "8.2": "--int8 --noTF32 --workspace=1024 --buildOnly",
+    "8.5.2": "--int8 --noTF32 --memPoolSize=workspace:1024 --buildOnly",
+    "8.6": "--int8 --noTF32 --memPoolSize=workspace:1024 --skipInference",
     "10.3": "--stronglyTyped --noTF32 --memPoolSize=workspace:1024 --skipInference",
     "10.16.1": "--stronglyTyped --noTF32 --memPoolSize=workspace:1024 --skipInference",
     "11.0": "--noTF32 --memPoolSize=workspace:1024 --skipInference",
@@ -119,7 +119,7 @@ def test_compile_defers(quantized: Path, tmp_path: Path) -> None:
             "batches": [1, 8, 32],
             "hardware_compatibility": "",
             "model": "model.onnx",
-            "precisions": ["INT8", "FP16"],
+            "precisions": ["INT8"],
             "tensorrt": "10.16",
             "version_compatible": False,
             "workspace_mib": 1024,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -20,13 +21,12 @@ import pytest
 from fake_tensorrt import Driver, FakeTensorRt, read_plan
 
 from conformance import models
-from gnet_opt.backends import _gpu
+from gnet_opt.backends import _gpu, tensorrt
 from gnet_opt.backends._engine import EngineRecord, record_of
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.backends.tensorrt import TensorRtBackend
 from gnet_opt.errors import BackendError, GnetOptError, IntegrityError, MissingDependencyError
 from gnet_opt.files import sha256_file
-from gnet_opt.preflight import Report
 from gnet_opt.quantization.half import write_half
 from gnet_opt.runtime import DeviceCompiler, Finished
 from gnet_opt.target import find
@@ -108,9 +108,9 @@ def test_a_jetson_that_is_not_ready_builds_nothing(
 ) -> None:
     device.receive()
     before = device.names()
-    report = Report(board=None, blockers=("Memory: too little.", "GPU: not there."))
-    monkeypatch.setattr("gnet_opt.backends.tensorrt.preflight", lambda folder: report)
-    with pytest.raises(BackendError, match=r"not built\. Memory: too little\. GPU: not there\."):
+    missing = ("Memory: too little.", "Storage: none.")
+    monkeypatch.setattr("gnet_opt.backends.tensorrt.no_room", lambda folder: missing)
+    with pytest.raises(BackendError, match=r"not built\. Memory: too little\. Storage: none\."):
         device.finish()
     assert device.names() == before
 
@@ -136,7 +136,7 @@ def test_builds_and_runs(version: str, form: str, device: Device) -> None:
     made = {"model.engine", "model.engine.json", "model.engine.timing"}
     assert device.names() == before | made
     plan = device.plan()
-    flags = {"s8": ["FP16", "INT8"], "half": ["FP16"]}.get(form, [])
+    flags = {"s8": ["INT8"], "half": ["FP16"]}.get(form, [])
     assert plan["flags"] == (flags if version == "8.6.1" else [])  # TF32 is off
     assert plan["limits"] == {"WORKSPACE": 1 << 30}
     picture = [3, models.SIDE, models.SIDE]
@@ -319,6 +319,44 @@ def test_a_build_that_fails_leaves_what_was_there(does: str, said: str, device: 
     assert {path: path.read_bytes() for path in device.folder.iterdir()} == before
 
 
+def test_a_bundle_that_cannot_be_written_into(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.receive()
+
+    def read_only(**where: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system", str(where["dir"]))
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", read_only)
+    with pytest.raises(BackendError) as caught:
+        device.finish()
+    assert str(caught.value) == (
+        f"{device.folder / 'model.engine'} was not built: [Errno {errno.EROFS}] Read-only file "
+        f"system: '{device.folder}'. Make room there and allow writing, or copy the bundle to a "
+        "disk that has room and may be written."
+    )
+
+
+def test_a_model_that_is_replaced_during_the_build(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record must not say that the engine was built from the new one."""
+    device.receive()
+    model = device.folder / "model.onnx"
+    build_apart = tensorrt.build_apart
+
+    def replacing(*arguments: Any, **options: Any) -> str:
+        version = build_apart(*arguments, **options)
+        model.write_bytes(model.read_bytes() + b"\0")
+        return version
+
+    monkeypatch.setattr(tensorrt, "build_apart", replacing)
+    device.finish()
+    monkeypatch.undo()
+    record = EngineRecord.read(record_of(device.folder / "model.engine"))
+    assert record.model_sha256 != sha256_file(model)
+
+
 def test_progress_is_shown_and_ctrl_c_stops_the_build(device: Device, tmp_path: Path) -> None:
     device.receive()
     before = device.names()
@@ -413,6 +451,9 @@ def test_without_tensorrt(device: Device, monkeypatch: pytest.MonkeyPatch) -> No
         ({"model": "../model.onnx"}, "deferred.options.model is '../model.onnx'"),
         ({"model": ["model.onnx"]}, "deferred.options.model is ['model.onnx']"),
         ({"precisions": ["INT4"]}, "deferred.options.precisions is ['INT4']"),
+        ({"precisions": [["INT8"]]}, "deferred.options.precisions is [['INT8']]"),
+        ({"tensorrt": "9" * 5000}, "deferred.options.tensorrt is '999"),
+        ({"tensorrt": [10, 3]}, "deferred.options.tensorrt is '[10, 3]'"),
         ({"batches": [8, 1]}, "deferred: options.batches is [8, 1]"),
     ],
 )

@@ -58,6 +58,13 @@ LOOKED_UP = {
     ("ParserError", "node_operator"): FROM_10,
 }
 """What is used only where it is there, with the versions that have it."""
+ASKED_FOR_FIRST = {
+    ("IBuilderConfig", "progress_monitor"),
+    ("IProgressMonitor", ""),
+    ("ParserError", "node_name"),
+    ("ParserError", "node_operator"),
+}
+"""Those of them that the source names behind a `hasattr`; the others stand in quotes."""
 ALONE_IN_RTX = {
     ("ComputeCapability", ""),
     ("IBuilderConfig", "num_compute_capabilities"),
@@ -120,6 +127,10 @@ def test_what_is_looked_up_is_where_it_is_said_to_be(
     pair: tuple[str, str], versions: tuple[str, ...]
 ) -> None:
     assert tuple(v for v in EVERYWHERE if not missing({pair}, v)) == versions
+
+
+def test_what_a_version_lacks_is_named_only_behind_a_question() -> None:
+    assert USED & set(LOOKED_UP) == ASKED_FOR_FIRST
 
 
 def test_names_in_quotes_are_among_those_that_are_looked_up() -> None:

@@ -32,7 +32,7 @@ from gnet_opt.files import sha256_file
 from gnet_opt.images import ImageSet
 from gnet_opt.model import Model
 from gnet_opt.quantization import calibrate, quantize
-from gnet_opt.runtime import Artifact
+from gnet_opt.runtime import Artifact, Probe
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module, load
 from gnet_opt.target import Target, find
@@ -314,6 +314,35 @@ def test_open_without_a_gpu(
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     with pytest.raises(BackendError, match=r"Install 1\.0\.0\.21, or build"):
         BACKEND.open(artifact).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("driver", "native"),
+    [
+        (Driver(compute_capability=(8, 9)), True),
+        (Driver(compute_capability=(9, 0)), False),
+        (Driver(code=100), False),
+    ],
+)
+def test_the_machines_that_an_engine_is_for(
+    driver: Driver, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    there = Probe(available=True, version="1.7.1", detail="")
+    monkeypatch.setattr(TensorRtRtxBackend, "probe", lambda self: there)
+    artifact = BACKEND.artifact(tmp_path)
+    assert not BACKEND.is_native(artifact)  # without a record
+    EngineRecord(
+        backend="tensorrt-rtx",
+        version="1.7.1",
+        compute_capabilities=("8.6", "8.9"),
+        model_sha256="",
+        engine_sha256="",
+    ).write(record_of(artifact.path))
+    assert BACKEND.is_native(artifact) == native
+    gone = replace(there, available=False)
+    monkeypatch.setattr(TensorRtRtxBackend, "probe", lambda self: gone)
+    assert not BACKEND.is_native(artifact)
 
 
 def has_rtx_gpu() -> bool:

@@ -302,7 +302,7 @@ def test_the_command_splits_into_its_arguments(name: str, quantized: bool, half:
         "--onnx=model.onnx",
         "--saveEngine=model.engine",
         *(["--int8"] if quantized else []),
-        *(["--fp16"] if quantized or half else []),
+        *(["--fp16"] if half else []),
         "--noTF32",
         "--memPoolSize=workspace:1024",
         "--skipInference",

@@ -19,6 +19,7 @@ from test_postconditions import Mutant, make
 
 from conformance import models
 from data import shared_data
+from gnet_opt.backends._tensorrt8 import for_tensorrt8
 from gnet_opt.errors import ConfigError, ModelError
 from gnet_opt.quantization import calibrate, quantize
 from gnet_opt.quantization.lint import RULES, Finding, lint
@@ -706,10 +707,77 @@ def test_a_node_without_a_name_is_called_by_its_output(tmp_path: Path) -> None:
     assert brief(lint(spoiled(tmp_path, change))) == [("zero-point", "cat_out/quantized")]
 
 
+# --- TensorRT 8 -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", [S8, PER_TENSOR], ids=["per channel", "per tensor"])
+def test_tensorrt_8_refuses_integers_in_the_file(scheme: Scheme, tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda m: m.opset(17), scheme)
+    found = lint(path, "tensorrt8")
+    assert found is not None
+    graph = onnx.load(path).graph
+    constants = {constant.name for constant in graph.initializer}
+    weights = [
+        node.name
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    ]
+    assert len(weights) > 3
+    assert brief(found) == [("integer-weight", name) for name in weights]
+    assert {finding.severity for finding in found} == {"error"}
+
+
+@pytest.mark.parametrize("version", [(8, 5), (8, 2)])
+def test_nothing_is_found_in_what_is_written_for_tensorrt_8(
+    version: tuple[int, int], tmp_path: Path
+) -> None:
+    path = spoiled(tmp_path, lambda m: m.opset(17))
+    assert lint(path, "tensorrt8") != []
+    (tmp_path / "8.onnx").write_bytes(for_tensorrt8(path, version))
+    for rules in ("tensorrt", "tensorrt8"):
+        assert lint(tmp_path / "8.onnx", rules) == []
+
+
+FC_DQ = "fc.weight/fc/DequantizeLinear"
+
+
+def four_bits_of_gemm(m: Fault) -> None:
+    """TensorRT 10 takes it."""
+    m.opset(21)
+    dequantize = m.weight("fc")
+    shape = m.constant(dequantize.input[0]).shape
+    values = [1] * int(np.prod(shape))
+    m.graph.initializer.append(helper.make_tensor("nibbles", TensorProto.INT4, shape, values))
+    dequantize.input[0] = "nibbles"
+    del dequantize.input[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: m.opset(18), {("opset-of-8", "")}),
+        (four_bits_of_gemm, {("opset-of-8", ""), ("type-of-8", FC_DQ)}),
+        (
+            lambda m: (m.opset(17), m.bias(np.ones(4, np.int32))),
+            {("integer-bias", "after")},
+        ),
+        (
+            lambda m: (m.opset(17), m.rezero("after", np.asarray(3, np.int8))),
+            {("zero-point", CAT_Q)},
+        ),
+    ],
+)
+def test_more_that_tensorrt_8_refuses(
+    change: Change, expected: set[tuple[str, str]], tmp_path: Path
+) -> None:
+    found = brief(lint(spoiled(tmp_path, change), "tensorrt8"))
+    assert {finding for finding in found if finding[0] != "integer-weight"} == expected
+
+
 def test_unknown_rules(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         lint(tmp_path / "x.onnx", "openvino")
-    assert str(caught.value) == "There are no rules 'openvino'; use tensorrt."
+    assert str(caught.value) == "There are no rules 'openvino'; use tensorrt or tensorrt8."
 
 
 def test_what_is_no_onnx_file(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,17 @@ class EngineRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA!r}")
-            values["compute_capabilities"] = tuple(values["compute_capabilities"])
-            return cls(**values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            record = cls(**values)
+            _check_types(values)
+            return replace(record, compute_capabilities=tuple(record.compute_capabilities))
+        except (
+            AttributeError,
+            KeyError,
+            OSError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BackendError(
                 f"{path} cannot be read ({error}), so it is not known what the engine beside it "
                 "is. Copy the bundle again, or build it again."
@@ -122,17 +131,27 @@ class EngineRecord:
         }
         write_text(path, dump_json(values))
 
-    def check(self, engine: Path, library: Library, version: str, gpu: Gpu) -> None:
+    def check(self, engine: Path, library: Library, version: str, gpu: Gpu) -> bytes:
         """Refuse an engine that is not the one that was built, or not for this machine.
+
+        Returns:
+            The engine that was checked. Who loads it must not read the file again, which another
+            process may have replaced.
 
         Raises:
             BackendError: The engine is missing, changed or stale; the message says what to do.
         """
-        if problem := self.problem(engine, library, version, gpu):
+        problem, plan = self.problem(engine, library, version, gpu), b""
+        if not problem:
+            plan = engine.read_bytes()
+            if hashlib.sha256(plan).hexdigest() != self.engine_sha256:
+                problem = f"{engine} was changed while it was read (its SHA-256 differs)"
+        if problem:
             other = self.version != version and is_file(engine)
             install = f"Install {self.version}, or " if other else ""
             advice = f"{install}{library.again}."
             raise BackendError(f"{problem}. {advice[0].upper()}{advice[1:]}")
+        return plan
 
     def problem(self, engine: Path, library: Library, version: str, gpu: Gpu) -> str:
         """Why an engine must not be loaded here, a sentence without its end; empty where it may.
@@ -180,6 +199,25 @@ class EngineRecord:
         return compute_capability in self.compute_capabilities
 
 
+def _check_types(values: dict[str, Any]) -> None:
+    """Refuse a record with values that nothing here writes: a bundle may come from anywhere.
+
+    Raises:
+        ValueError: A value is of the wrong type or form.
+    """
+    for key, value in values.items():
+        listed = key == "compute_capabilities"
+        texts = value if listed else [value]
+        kind = bool if key == "version_compatible" else str
+        if isinstance(value, list) != listed or not all(isinstance(text, kind) for text in texts):
+            raise ValueError(f"its {key} is of the wrong type")
+    if not re.fullmatch(r"[\w.+-]{1,64}", values["version"]):
+        raise ValueError("its version is none")
+    model = values.get("model", EngineRecord.model)
+    if model in ("", ".", "..") or re.search(r"[/\\\0]", model):
+        raise ValueError(f"its model {model!r} is no name of a file")
+
+
 def record_of(engine: Path) -> Path:
     """Where the record of an engine is."""
     return engine.with_name(f"{engine.name}.json")
@@ -222,7 +260,7 @@ def open_engine(engine: Path, library: Library) -> Iterator[Runner]:
     )
     trt = library.load(doing)
     record = EngineRecord.read(record_of(engine))
-    record.check(engine, library, str(trt.__version__), gpu)
+    plan = record.check(engine, library, str(trt.__version__), gpu)
     try:
         cuda = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
@@ -234,7 +272,7 @@ def open_engine(engine: Path, library: Library) -> Iterator[Runner]:
             f'Install it for this driver: pip install "cuda-bindings<{later}"'
         ) from error
     with translated(doing, advice):
-        runner = EngineRunner(trt, cuda, engine, library.title, record.version_compatible)
+        runner = EngineRunner(trt, cuda, engine, plan, library.title, record.version_compatible)
     try:
         yield runner
     finally:
@@ -253,7 +291,7 @@ class EngineRunner:
     two CUDA events around the engine. None before the first run."""
 
     def __init__(
-        self, trt: Any, cuda: Any, path: Path, title: str, version_compatible: bool
+        self, trt: Any, cuda: Any, path: Path, plan: bytes, title: str, version_compatible: bool
     ) -> None:
         self._cuda = cuda
         self._path = path
@@ -263,7 +301,7 @@ class EngineRunner:
         if version_compatible:
             # Such an engine brings the code that runs it. Its hash is that of our own build.
             runtime.engine_host_code_allowed = True
-        engine = self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = self._engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise RuntimeError(reason(self._errors))
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

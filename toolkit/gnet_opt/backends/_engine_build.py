@@ -191,11 +191,19 @@ class _Build:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise RuntimeError(reason(self._errors))
-        engine = Path(self._request["engine"])
-        engine.write_bytes(plan)
+        files = {Path(self._request["engine"]): plan}
         if cache is not None:
-            content = config.get_timing_cache().serialize()
-            engine.with_name(Path(self._request["timings"]).name).write_bytes(content)
+            timings = Path(self._request["engine"]).with_name(Path(self._request["timings"]).name)
+            files[timings] = config.get_timing_cache().serialize()
+        for path, content in files.items():
+            try:
+                path.write_bytes(content)
+            except OSError as error:
+                raise BackendError(
+                    f"{self._request['title']} built an engine of {self._request['model']}, but "
+                    f"it cannot be written ({error}). Make room on the disk, and run the command "
+                    "again."
+                ) from error
 
     def _network_flags(self) -> int:
         """Strongly typed: each tensor has the type that the ONNX file gives it.

@@ -21,6 +21,9 @@ from gnet_opt.target import Target
 MODEL = "model.onnx"
 ENGINE = "model.engine"
 TIMINGS = f"{ENGINE}.timing"
+VERSION = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(\.[0-9]{1,9})*")
+"""A version of TensorRT, its major and minor number first."""
+
 _PARTIAL = f"{ENGINE}.partial"
 
 
@@ -48,9 +51,12 @@ def build_command(
     """The trtexec command that builds the engine, run in the bundle's folder.
 
     Precision flags by version, from NVIDIA's trtexec: up to 8.x precisions are allowed by flags
-    (`--int8` for a Q/DQ model, and `--fp16` for its float layers or for an FP16 model); from 9 on
-    the network is strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is
-    the only mode and the flags are gone
+    (`--int8` for a Q/DQ model, `--fp16` for an FP16 model). A Q/DQ model gets no `--fp16`: its
+    float layers could be taken in FP16 then, LRN with them
+    (https://github.com/onnx/onnx-tensorrt/blob/release/8.5-GA/docs/operators.md), whose squares go
+    beyond what FP16 holds (https://github.com/NVIDIA/caffe/issues/135). From 9 on the network is
+    strongly typed by its ONNX file, which `--stronglyTyped` asks for; in 11 that is the only mode
+    and the flags are gone
     (https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-trtexec.html).
     `--skipInference` was called `--buildOnly` before 8.6, `--memPoolSize` `--workspace` before 8.4.
     `--noTF32` is in the sources of trtexec from 8.2 on and is none of the flags that 11 removed:
@@ -121,7 +127,7 @@ def tensorrt_version(target: Target) -> tuple[int, int]:
         ConfigError: The target does not say it, or not a known one.
     """
     given = target.options.get("tensorrt", "")
-    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", str(given))
+    match = VERSION.fullmatch(str(given))
     if match is None:
         raise ConfigError(
             f"{target.file}: options.tensorrt is {given!r}; it must be the version of TensorRT "
@@ -142,7 +148,7 @@ def _arguments(
     version = tensorrt_version(target)
     options = BuildOptions.read(target.options, str(target.file))
     if version < (9, 0):
-        precision = [*(["--int8"] if quantized else []), *(["--fp16"] if quantized or half else [])]
+        precision = [*(["--int8"] if quantized else []), *(["--fp16"] if half else [])]
     elif version < (11, 0):
         precision = ["--stronglyTyped"]
     else:

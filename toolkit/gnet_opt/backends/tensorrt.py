@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gnet_opt.backends._trtexec import (
     ENGINE,
     MODEL,
     TIMINGS,
+    VERSION,
     Input,
     build_command,
     build_script,
@@ -34,7 +36,7 @@ from gnet_opt.errors import (
     require,
 )
 from gnet_opt.files import atomic_path, is_file, sha256_file, write_text
-from gnet_opt.preflight import preflight
+from gnet_opt.preflight import no_room
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, Deferred, Finished, FloatArray, Probe, Profile, Runner
 from gnet_opt.target import Target
@@ -71,6 +73,14 @@ class TensorRtBackend:
         # JetPack brings the plain distribution, pip one a CUDA version.
         return probe_package("tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), self.extra)
 
+    def check(self, target: Target) -> None:
+        """Refuse a target whose options do not make a command.
+
+        Raises:
+            ConfigError: As `compile`.
+        """
+        build_command(target, quantized=False)
+
     def compile(self, model: Path, target: Target, out: Path) -> Deferred:
         """Write `build_engine.sh` into `out` and tell what it runs.
 
@@ -100,7 +110,7 @@ class TensorRtBackend:
             with atomic_path(built_from) as temporary:
                 temporary.write_bytes(content)
             files.append(("tensorrt8-onnx", built_from))
-        allowed = zip(_PRECISIONS, (quantized, quantized or half), strict=True)
+        allowed = zip(_PRECISIONS, (quantized, half), strict=True)
         command = build_command(target, quantized=quantized, half=half, name=name, free=free)
         script = out / _SCRIPT
         text = build_script(
@@ -167,13 +177,14 @@ class TensorRtBackend:
         why = self._outdated(engine, version, gpu)
         if not why and not force:
             return Finished(built=False, engine=engine, reason="it fits this machine")
-        if blockers := preflight(folder=folder).blockers:
+        if blockers := no_room(folder):
             raise BackendError(f"{engine} was not built. {' '.join(blockers)}")
         model, how, precisions = _asked_for(folder, options)
         _check_form(folder, options, version)
-        # By this name, what a killed build leaves behind is a by-product of the engine.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{ENGINE}.") as scratch:
-            made = Path(scratch) / ENGINE
+        # Before the build: should the model be replaced meanwhile, the engine counts as stale.
+        model_sha256 = sha256_file(model)
+        with _scratch(folder, engine) as scratch:
+            made = scratch / ENGINE
             built_by = build_apart(
                 _LIBRARY,
                 model,
@@ -187,7 +198,7 @@ class TensorRtBackend:
                 backend=self.name,
                 version=built_by,
                 compute_capabilities=(gpu.compute_capability,),
-                model_sha256=sha256_file(model),
+                model_sha256=model_sha256,
                 engine_sha256=sha256_file(made),
                 model=model.name,
                 gpu=gpu.name,
@@ -196,7 +207,7 @@ class TensorRtBackend:
                 hardware_compatibility=how.hardware_compatibility,
             ).write(record_of(made))
             # Whatever ends this in between leaves a record that does not fit, which is seen.
-            for path in sorted(Path(scratch).iterdir()):
+            for path in sorted(scratch.iterdir()):
                 path.replace(folder / path.name)
         return Finished(
             built=True,
@@ -259,6 +270,25 @@ class TensorRtBackend:
             return f"the record of the one that was there, {record.name}, cannot be read"
 
 
+@contextlib.contextmanager
+def _scratch(folder: Path, engine: Path) -> Iterator[Path]:
+    """A folder in the bundle to build in, so that what is ready is moved into its place at once.
+
+    By its name, what a killed build leaves behind is a by-product of the engine.
+
+    Raises:
+        BackendError: The bundle cannot be written into.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{engine.name}.") as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise BackendError(
+            f"{engine} was not built: {error}. Make room there and allow writing, or copy the "
+            "bundle to a disk that has room and may be written."
+        ) from error
+
+
 def _asked_for(
     folder: Path, options: Mapping[str, Any]
 ) -> tuple[Path, BuildOptions, tuple[str, ...]]:
@@ -273,10 +303,16 @@ def _asked_for(
         raise IntegrityError(
             f"{where}.model is {name!r}, which is no model. Build the bundle again."
         )
-    if not isinstance(precisions, list) or not set(precisions) <= set(_PRECISIONS):
+    if not isinstance(precisions, list) or any(p not in _PRECISIONS for p in precisions):
         raise IntegrityError(
             f"{where}.precisions is {precisions!r}; known are {', '.join(_PRECISIONS)}. Build the "
             "bundle again."
+        )
+    made_for = options.get("tensorrt", "")
+    if made_for and not (isinstance(made_for, str) and VERSION.fullmatch(made_for)):
+        raise IntegrityError(
+            f"{where}.tensorrt is {str(made_for)[:40]!r}, which is no version. Build the bundle "
+            "again."
         )
     try:
         return folder / name, BuildOptions.read(options, f"{folder}: deferred"), tuple(precisions)

@@ -11,6 +11,7 @@ from gnet_opt.backends._boundary import probe_package
 from gnet_opt.backends._build_options import BuildOptions
 from gnet_opt.backends._engine import EngineRecord, Library, open_engine, record_of
 from gnet_opt.backends._engine_build import build_apart
+from gnet_opt.backends._gpu import require_gpu
 from gnet_opt.errors import BackendError, ConfigError, require
 from gnet_opt.files import sha256_file
 from gnet_opt.progress import Progress, silent
@@ -49,6 +50,15 @@ class TensorRtRtxBackend:
     def probe(self) -> Probe:
         """Whether TensorRT-RTX is installed; it is not imported."""
         return probe_package(_MODULE, ("tensorrt-rtx", "tensorrt-rtx-cu13"), self.extra)
+
+    def check(self, target: Target) -> None:
+        """Refuse a target that does not name its GPUs, or with options that cannot be used.
+
+        Raises:
+            ConfigError: As `compile`.
+        """
+        _compute_capabilities(target)
+        BuildOptions.read(target.options, str(target.file))
 
     def compile(self, model: Path, target: Target, out: Path) -> Artifact:
         """Build `model.engine`, and write `model.engine.json`, which tells where it comes from.
@@ -103,6 +113,20 @@ class TensorRtRtxBackend:
         """
         require(_MODULE, self.extra, f"run {artifact.path.name}")
         return open_engine(artifact.path, _LIBRARY)
+
+    def is_native(self, artifact: Artifact) -> bool:
+        """Whether this machine has a GPU that the engine was built for.
+
+        Without TensorRT-RTX it has not: nothing runs an engine there.
+        """
+        if not self.probe().available:
+            return False
+        try:
+            gpu = require_gpu(f"{artifact.path} was not run", "")
+            record = EngineRecord.read(record_of(artifact.path))
+        except BackendError:
+            return False
+        return gpu.compute_capability in record.compute_capabilities
 
     def profile(
         self,

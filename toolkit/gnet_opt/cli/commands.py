@@ -394,8 +394,9 @@ def evaluate(
 @click.option(
     "--lint",
     "rules",
-    type=click.Choice(["tensorrt"]),
-    help="Name every form that this runtime refuses or slows on; exit with 8 if it refuses one.",
+    type=click.Choice(["tensorrt", "tensorrt8"]),
+    help="Name every form that TensorRT (10 and 11, or 8) refuses or slows on; exit with 8 if it "
+    "refuses one.",
 )
 @click.option(
     "--dla", is_flag=True, help="Report what the DLA of a Jetson would take of it, and why not all."

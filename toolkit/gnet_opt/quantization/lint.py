@@ -1,9 +1,10 @@
 """Which forms in an ONNX file a runtime refuses, or takes without computing in INT8.
 
-So far there are the rules of TensorRT with explicit quantization, 8.5 to 11. They read files of any
-tool. Each rule is one function that yields the nodes it finds, and one row of `RULES` with where it
-comes from and what to do about it. What NVIDIA documents is taken from NVIDIA; "tried" means that
-TensorRT-RTX 1.7.1, whose parser and builder run without a GPU, behaves so.
+So far there are the rules of TensorRT with explicit quantization: `tensorrt` for 10 and 11, and
+`tensorrt8` for 8, which refuses more. They read files of any tool. Each rule is one function that
+yields the nodes it finds, and one row of `RULES` or `RULES_OF_8` with where it comes from and what
+to do about it. What NVIDIA documents is taken from NVIDIA; "tried" means that TensorRT-RTX 1.7.1,
+whose parser and builder run without a GPU, behaves so. Nothing was tried on TensorRT 8.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ Problem = tuple[ir.Node | None, str]
 
 LAST_OPSET = 24
 """Of TensorRT 10. TensorRT 11 documents 25, but a file is to be read by both."""
+
+LAST_OPSET_OF_8 = 17
+"""Of TensorRT 8.5 and later; 8.4 and earlier read 13."""
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -66,6 +70,7 @@ _TYPES = (
     "work-quantized-types.html"
 )
 _OPERATORS = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md"
+_OPERATORS_OF_8 = "https://github.com/onnx/onnx-tensorrt/blob/release/8.5-GA/docs/operators.md"
 _IMPORTER = "https://github.com/onnx/onnx-tensorrt/blob/main/onnxOpImporters.cpp"
 _QUANTIZE = "https://docs.nvidia.com/deeplearning/tensorrt/operators/docs/Quantize.html"
 _ISSUES = "https://github.com/NVIDIA/TensorRT/issues"
@@ -115,7 +120,7 @@ def lint(path: Path, rules: str = "tensorrt") -> list[Finding] | None:
 
     Args:
         path: The file.
-        rules: Whose rules; `tensorrt` are all there are.
+        rules: Whose rules, a key of `RULE_SETS`.
 
     Returns:
         Errors first, by rule and then in graph order; None for a file without any quantization,
@@ -125,13 +130,15 @@ def lint(path: Path, rules: str = "tensorrt") -> list[Finding] | None:
         ConfigError: There are no such rules.
         ModelError: The file is no ONNX file, or the files that hold its weights are missing.
     """
-    if rules != "tensorrt":
-        raise ConfigError(f"There are no rules {rules!r}; use tensorrt.")
+    if rules not in RULE_SETS:
+        raise ConfigError(f"There are no rules {rules!r}; use {' or '.join(RULE_SETS)}.")
     file = _read(path)
     if not _holds_integers(file):
         return None
     try:
-        return [_finding(rule, *problem) for rule in RULES for problem in rule.find(file)]
+        return [
+            _finding(rule, *problem) for rule in RULE_SETS[rules] for problem in rule.find(file)
+        ]
     except OSError as error:
         raise ModelError(
             f"{path} keeps its weights in other files, and they cannot be read ({error}). "
@@ -224,6 +231,25 @@ class _File:
 def _opset(file: _File) -> Iterator[Problem]:
     if file.opset > LAST_OPSET:
         yield None, f"the file has opset {file.opset}"
+
+
+def _opset_of_8(file: _File) -> Iterator[Problem]:
+    if file.opset > LAST_OPSET_OF_8:
+        yield None, f"the file has opset {file.opset}"
+
+
+def _type_of_8(file: _File) -> Iterator[Problem]:
+    for node in file.pairs:
+        kind = _integer_type(node)
+        if _has_allowed_type(node) and kind not in (None, ir.DataType.INT8):
+            yield node, f"its values are {_words(kind)}"
+
+
+def _integer_weight(file: _File) -> Iterator[Problem]:
+    for node in file.all_of("DequantizeLinear"):
+        constant = _tensor(_input(node, 0))
+        if constant is not None and constant.dtype == ir.DataType.INT8:
+            yield node, "it reads an int8 constant, without a QuantizeLinear in front of it"
 
 
 def _operator_form(file: _File) -> Iterator[Problem]:
@@ -544,7 +570,42 @@ RULES = (
         find=_unread,
     ),
 )
-"""The rules of TensorRT, errors first."""
+"""The rules of TensorRT 10 and 11, errors first."""
+
+RULES_OF_8 = (
+    Rule(
+        name="opset-of-8",
+        severity="error",
+        mend=f"Export the model with an opset of {LAST_OPSET_OF_8} at most, and of 13 for TensorRT "
+        "8.4 and earlier.",
+        source=f"{_OPERATORS_OF_8}: 8.5 reads opsets up to 17; the same file of release/8.4-GA: 13",
+        find=_opset_of_8,
+    ),
+    Rule(
+        name="type-of-8",
+        severity="error",
+        mend="Quantize to int8.",
+        source=f"{_OPERATORS_OF_8}: DequantizeLinear takes INT8 alone",
+        find=_type_of_8,
+    ),
+    Rule(
+        name="integer-weight",
+        severity="error",
+        mend="Keep the weight in float32 and put a QuantizeLinear with the same scale in front of "
+        "its DequantizeLinear. `gnet-opt quantize` for a target whose options.tensorrt is 8 writes "
+        "such a file beside the portable one (ONNX Runtime: "
+        'extra_options={"AddQDQPairToWeight": True}).',
+        source=f"{_ISSUES}/2163: 8.4.1 refuses it (invalid weights type of Int8); "
+        "https://github.com/megvii-research/Sparsebit/issues/16: 8.0.3 and 8.2.5, too; for 8.5 and "
+        "8.6 it is not known to be otherwise",
+        find=_integer_weight,
+    ),
+    *(rule for rule in RULES if rule.find is not _opset),
+)
+"""The rules of TensorRT 8: what it alone refuses, and what later versions do not like either."""
+
+RULE_SETS = {"tensorrt": RULES, "tensorrt8": RULES_OF_8}
+"""By the name that `gnet-opt inspect --lint` takes."""
 
 
 def _read(path: Path) -> _File:

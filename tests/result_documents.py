@@ -26,6 +26,20 @@ def host() -> dict[str, Any]:
     }
 
 
+def remote() -> dict[str, Any]:
+    """What `gnet-opt bench --on` adds to the environment."""
+    return {
+        "board": "A board",
+        "host": "device.example:2222",
+        "name": "bench-7",
+        "notes": ["The power mode is 15W."],
+        "power_mode": "15W",
+        "python": "3.11.2",
+        "reconnections": 0,
+        "results_sha256": "ab" * 32,
+    }
+
+
 def stream(rounds: Sequence[Sequence[float]], *, pictures: int = 1) -> dict[str, Any]:
     """A scenario from the times of its rounds, in milliseconds."""
     samples = [[round(time * 1e6) for time in times] for times in rounds]

@@ -195,6 +195,9 @@ def test_a_sweep_is_noted_in_the_bundle(bundle: Make, tmp_path: Path) -> None:
         (["--cpus", "99999"], 2, "--cpus names 99999"),
         (["--memory", "lots"], 2, "--memory is 'lots'"),
         (["--images", "nowhere"], 5, "nowhere is not a folder"),
+        (["--seconds", "nan"], 2, "A measurement needs at least one round"),
+        # Told here, before a device is asked.
+        (["--soak", "soon", "--on", "ssh://nowhere.invalid"], 2, "'soon' is no duration"),
     ],
 )
 def test_options_that_make_no_sense(

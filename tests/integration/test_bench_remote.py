@@ -12,6 +12,7 @@ import pytest
 from commands import content, gnet_opt
 from sshd import Sshd, running
 
+from gnet_opt.bench import results_file
 from gnet_opt.remote import job
 
 
@@ -43,6 +44,9 @@ def test_a_device_gives_the_same_document_as_here(
     found, wanted = there.json, here.json
     assert found == json.loads((tmp_path / "out" / "results.json").read_text())
     assert (tmp_path / "out" / "results.csv").is_file()
+    assert results_file.read(tmp_path / "out" / "results.json") == found
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"reached over SSH at 127.0.0.1:{server.port}" in page
     remote = found["environment"].pop("remote")
     assert remote["host"] == f"127.0.0.1:{server.port}"
     assert found["schema"] == wanted["schema"] == "gnet-opt/bench/1"

@@ -124,5 +124,6 @@ def test_options_that_change_files_stay_here() -> None:
                 force=False,
                 output=Output(quiet=True),
                 show=lambda document: [],
+                files=lambda document: {},
                 only_here=["--sweep"],
             )

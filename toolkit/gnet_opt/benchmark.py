@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,20 @@ from typing import Any
 from PIL import Image
 
 from gnet_opt import __version__, backends, target
-from gnet_opt.bench import layers, report, session
+from gnet_opt.bench import layers, report, results_file, session
 from gnet_opt.bench.host import HostState, why_unstable
 from gnet_opt.bench.process import Subject
 from gnet_opt.bench.results import Environment, Measured, Results, SubjectResult
 from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY
 from gnet_opt.bench.session import Entry, Plan
 from gnet_opt.bundle import Bundle
-from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError, require
+from gnet_opt.errors import (
+    BackendError,
+    ConfigError,
+    IntegrityError,
+    MissingDependencyError,
+    require,
+)
 from gnet_opt.files import dump_json, publish, sha256_file, staging_directory, write_text
 from gnet_opt.golden import Golden
 from gnet_opt.images import ImageSet
@@ -34,6 +40,7 @@ from gnet_opt.versions import tools
 TUNED = "tuned"
 """Key of a manifest for the best settings that a sweep found."""
 
+_REPORT = "report.html"
 _RESOLVE = "gnet_opt.backends:get"
 _PICTURES = 8
 """Picture files that go from end to end in a round, where a set has as many."""
@@ -143,8 +150,23 @@ def write(results: Results, out: Path) -> None:
     with staging_directory(out) as staging:
         write_text(staging / "results.json", dump_json(document))
         write_text(staging / "results.csv", results.to_csv())
-        write_text(staging / "report.html", report.render([document]))
+        write_text(staging / _REPORT, report.render([document]))
         publish(staging, out)
+
+
+def report_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """The report of a document that another machine sent, by the name of its file.
+
+    Raises:
+        IntegrityError: It is no document of `gnet-opt bench`.
+    """
+    try:
+        results_file.check(document, "results.json")
+    except ConfigError as error:
+        raise IntegrityError(
+            f"What came home is no result of this version of `gnet-opt bench`: {error}"
+        ) from error
+    return {_REPORT: report.render([document])}
 
 
 def note_best(folder: Path, subject: SubjectResult) -> None:

@@ -12,6 +12,7 @@ _TOOLS = (
     "onnxruntime",
     "openvino",
     "pillow",
+    "tensorrt",
     "tensorrt-rtx",
     "torch",
     "torchvision",

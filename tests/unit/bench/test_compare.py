@@ -288,7 +288,7 @@ class TestUnlikeRuns:
     def test_every_condition_is_tried_here_and_known_to_the_command(self) -> None:
         assert set(UNLIKE) == set(compare.CONDITIONS) == set(command._CONDITIONS)
 
-    @pytest.mark.parametrize("name", sorted(UNLIKE))
+    @pytest.mark.parametrize("name", sorted(set(UNLIKE) - {"latency-bound"}))
     def test_a_condition_that_differs_is_refused_by_its_name_or_allowed(self, name: str) -> None:
         a, b = documents.full(), documents.full()
         UNLIKE[name](b)
@@ -301,6 +301,29 @@ class TestUnlikeRuns:
         assert {difference.name for difference in found.allowed} == {name}
         with pytest.raises(ConfigError):
             compare.compare(a, b, allowed=sorted(set(UNLIKE) - {name}))
+
+    def test_another_latency_bound_leaves_out_the_server_scenario_alone(self) -> None:
+        a, b = documents.full(), documents.full()
+        UNLIKE["latency-bound"](b)
+        name = a["subjects"][0]["name"]
+        found = compare.compare(a, b)
+        rows = {(row.subject, row.scenario) for row in compare.compare(a, a).rows}
+        assert {(row.subject, row.scenario) for row in found.rows} == rows - {(name, "server")}
+        assert found.allowed == ()
+        bound = a["subjects"][0]["scenarios"]["server"]["bound_ms"]
+        assert found.notes[0] == (
+            f"{name}, server: left out, as the latency bound was {bound:g} ms in A and 99 ms in B. "
+            "Measure both with the same --latency-bound, or pass --allow latency-bound."
+        )
+        found = compare.compare(a, b, allowed=["latency-bound"])
+        assert {(row.subject, row.scenario) for row in found.rows} == rows
+        assert [difference.name for difference in found.allowed] == ["latency-bound"]
+        for document in (a, b):
+            for subject in document["subjects"]:
+                subject["scenarios"] = {"server": subject["scenarios"]["server"]}
+            document["subjects"] = document["subjects"][:1]
+        with pytest.raises(ConfigError, match=r"no scenario in common that can be judged\. .*left"):
+            compare.compare(a, b)
 
     def test_all_that_differs_is_named_at_once(self) -> None:
         a, b = documents.full(), documents.full()

@@ -49,7 +49,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1M", "1T5", "0", "0.2", "1e9", "512 Mo", "ib"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1M", "1T5", "0", "0.2", "1e9", "512 Mo", "ib", "9" * 400]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--memory is .*; write a size such as"):
         parse_size(text)

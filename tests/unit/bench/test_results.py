@@ -3,13 +3,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from gnet_opt.bench import results_file
+from gnet_opt import benchmark
+from gnet_opt.bench import report, results_file
 from gnet_opt.bench.host import HostState
 from gnet_opt.bench.limits import Constraint
+from gnet_opt.bench.power import Energy, RailEnergy
 from gnet_opt.bench.results import (
     Environment,
     Measured,
@@ -21,6 +25,9 @@ from gnet_opt.bench.results import (
     Trial,
 )
 from gnet_opt.bench.session import Plan
+from gnet_opt.bench.soak import Bin, Soak
+from gnet_opt.cli import bench_tables
+from gnet_opt.errors import IntegrityError
 from gnet_opt.files import dump_json
 from gnet_opt.machine import this_machine
 
@@ -153,3 +160,71 @@ def test_csv() -> None:
     assert (row["top1"], row["cold_start_ms"], row["unstable"]) == ("93.4", "490.0", "It was busy.")
     assert json.loads(row["constraint"])["label"] == "constrained host"
     assert rows[3]["bound_ms"] == "4.0" and rows[3]["p50_ms"] == ""
+
+
+def test_energy_soak_and_device_times_are_read_back_and_shown(tmp_path: Path) -> None:
+    rails = tuple(
+        RailEnergy(
+            name=name,
+            source=f"/sys/{name}",
+            in_total=True,
+            joules_per_inference=joules,
+            idle_watts=1.0,
+            busy_watts=2.5,
+        )
+        for name, joules in (("CPU", 0.0301), ("GPU", -0.0002))
+    )
+    bins = tuple(
+        Bin(
+            start_s=float(second),
+            count=100,
+            p50_ms=2.0,
+            p99_ms=3.0,
+            temperature_c=None,
+            frequency_mhz=1500.0,
+            throttle_count=count,
+        )
+        for second, count in enumerate((1, 1, 2))
+    )
+    made = subject("full")
+    single = made.measured.scenarios["single-stream"]
+    assert isinstance(single, Stream)
+    made = replace(
+        made,
+        measured=replace(
+            made.measured,
+            energy=Energy(rails=rails, note="The total is CPU + GPU: all.").to_dict(),
+            soak=Soak(seconds=3.0, bins=bins).to_dict(),
+            scenarios={
+                "single-stream": replace(single, device_rounds=((1_500_000,) * 3,) * 2),
+            },
+        ),
+    )
+    # `bare` has neither of them.
+    found = replace(results(), subjects=(made, subject("bare")))
+    document = found.to_dict()
+    document["settings"]["scenarios"] = ["single-stream"]
+    path = tmp_path / "results.json"
+    path.write_text(dump_json(document))
+    assert results_file.read(path) == json.loads(path.read_text())
+    page = report.render([document])
+    assert "<td>total</td><td>29.9</td>" in page
+    # The first stretch has an event of its own, and the third one.
+    drawn = page[page.index("Under sustained load") :]
+    assert drawn.count('class="event"') == 4  # on a screen and on a phone
+    console = Console(file=io.StringIO(), width=160)
+    for part in bench_tables.shown(document):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert any(line.split()[:3] == ["full", "total", "29.9"] for line in text.splitlines())
+    assert "on the device, p50, ms" in text
+    assert "full, soak: 3 s are too short" in text
+
+
+def test_what_a_device_sent_and_is_no_result_is_refused() -> None:
+    document = json.loads(dump_json(results().to_dict()))
+    assert list(benchmark.report_of(document)) == ["report.html"]
+    del document["subjects"][1]["scenarios"]["offline"]["rounds"]
+    with pytest.raises(IntegrityError, match=r"no result of this version .*offline\.rounds is mis"):
+        benchmark.report_of(document)

@@ -61,6 +61,7 @@ SINGLE = "subjects/0/scenarios/single-stream"
         (f"{SINGLE}/p50_ms", 1e-300, ".single-stream.p50_ms must be a number above 0, not 1e-3"),
         (f"{SINGLE}/p50_ms", 1e300, ".single-stream.p50_ms must be a number above 0, not 1e+3"),
         ("subjects/2/soak/bins/0/p50_ms", "2", ".soak.bins[0].p50_ms must be a number above 0"),
+        ("subjects/0/name", "\x1b[2J", ".subjects[0].name must be a text, not '\\x1b[2J'."),
         ("subjects/2/energy/rails/0/name", None, ".energy.rails[0].name must be a text, not No"),
         ("subjects/0/profile/layers/0/precision", ..., ".profile.layers[0].precision is missing"),
         ("environment/machine/cpu", ["x" * 99], ".environment.machine.cpu must be a text, not ["),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import textwrap
 import time
@@ -326,7 +327,17 @@ def test_a_sweep(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rounds": 0}, {"count": 0}, {"starts": 0}, {"seconds": -1.0}, {"scenarios": ()}],
+    [
+        {"rounds": 0},
+        {"count": 0},
+        {"starts": 0},
+        {"seconds": -1.0},
+        {"scenarios": ()},
+        {"seconds": math.nan},
+        {"soak": math.inf},
+        {"latency_bound_ms": math.inf},
+        {"latency_bound_ms": math.nan},
+    ],
 )
 def test_plans_that_make_no_sense(wrong: dict) -> None:  # type: ignore[type-arg]
     with pytest.raises(ConfigError, match="A measurement needs at least one"):

@@ -10,7 +10,8 @@ two parts, added as independent errors are:
   rounds again, with a fixed seed;
 - what no single run can say: how far the level of a run is from that of the next one (`DRIFT`).
 
-Runs whose conditions differ are refused by the name of what differs, unless that is allowed.
+Runs whose conditions differ are refused by the name of what differs, unless that is allowed. The
+latency bound belongs to the server scenario alone: where it differs only that scenario is left out.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ CONDITIONS = (
 """What must be the same in both runs, by the names that `allowed` takes."""
 
 Match = Literal["name", "index"]
+
+_BOUND = "latency-bound"
+"""By default it is a multiple of a measured time, so no two runs have quite the same."""
 
 _RESAMPLES = 1000
 _AT_A_TIME = 1_000_000
@@ -234,7 +238,7 @@ def compare(
     """
     pairs, notes = _pairs(a, b, match)
     found = list(_conditions(a, b, pairs))
-    refused = [difference for difference in found if difference.name not in allowed]
+    refused = [each for each in found if each.name not in {*allowed, _BOUND}]
     if refused:
         names = dict.fromkeys(difference.name for difference in refused)
         raise ConfigError(
@@ -244,7 +248,7 @@ def compare(
         )
     rows: list[Compared] = []
     for one, other in pairs:
-        rows += _rows(one, other, drift, notes)
+        rows += _rows(one, other, allowed, drift, notes)
     if not rows:
         raise ConfigError(
             "These runs have no scenario in common that can be judged. "
@@ -255,7 +259,7 @@ def compare(
     return Comparison(
         rows=tuple(rows),
         differences=tuple(_differences(a, b, pairs)),
-        allowed=tuple(found),
+        allowed=tuple(each for each in found if each.name in allowed),
         notes=tuple(notes),
     )
 
@@ -380,7 +384,9 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], pairs: _Pairs) -> I
                 yield Difference(name=key, a=one[key], b=other[key], subject=str(one["name"]))
 
 
-def _rows(one: _Subject, other: _Subject, drift: float, notes: list[str]) -> Iterator[Compared]:
+def _rows(
+    one: _Subject, other: _Subject, allowed: Collection[str], drift: float, notes: list[str]
+) -> Iterator[Compared]:
     """A row for each scenario of both; notes on the others."""
     name = one["name"]
     for scenario in sorted({*one["scenarios"], *other["scenarios"]}):
@@ -389,6 +395,13 @@ def _rows(one: _Subject, other: _Subject, drift: float, notes: list[str]) -> Ite
             notes.append(f"{name}, {scenario}: only in {'B' if ours is None else 'A'}.")
             continue
         if scenario == "server":
+            if ours["bound_ms"] != theirs["bound_ms"] and _BOUND not in allowed:
+                notes.append(
+                    f"{name}, server: left out, as the latency bound was {ours['bound_ms']:.4g} ms "
+                    f"in A and {theirs['bound_ms']:.4g} ms in B. Measure both with the same "
+                    f"--latency-bound, or pass --allow {_BOUND}."
+                )
+                continue
             judged = _server(ours, theirs, drift)
             if judged is None:
                 notes.append(f"{name}, server: a run found no rate within its latency bound.")

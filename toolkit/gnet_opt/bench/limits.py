@@ -19,6 +19,8 @@ LABEL = "constrained host"
 
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 _DECIMAL_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9}
+_MOST = 2**60
+"""More bytes than any machine has, and fewer than a limit of the system can name (setrlimit(2))."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     unit = match and {**_UNITS, **_DECIMAL_UNITS}.get(match[2].replace("ib", ""))
-    if match is None or not unit or not int(float(match[1]) * unit):
+    if match is None or not unit or not 1 <= float(match[1]) * unit <= _MOST:
         raise ConfigError(f"--memory is {text!r}; write a size such as 512M, 1.5GiB or 512MB.")
     return int(float(match[1]) * unit)
 

@@ -198,7 +198,9 @@ class WorkerProcess:
 
     def _tail(self) -> str:
         text = self._stderr.read_text(encoding="utf-8", errors="replace").strip()
-        return " | ".join(text.splitlines()[-5:])[-800:]
+        last = " | ".join(text.splitlines()[-5:])[-800:]
+        # A runtime may colour what it prints; it is shown elsewhere, and stands in result files.
+        return "".join(letter if letter.isprintable() else " " for letter in last)
 
 
 @contextlib.contextmanager

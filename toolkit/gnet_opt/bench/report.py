@@ -81,7 +81,7 @@ def _headline(documents: Sequence[Mapping[str, Any]], views: Sequence[View]) -> 
     if len(order) == 1:
         return f"{best.label}: {time}"
     if not _told_apart(best, order[1]):
-        return f"{best.label} and {order[1].label} are equally fast: {time}"
+        return f"{best.label} and {order[1].label} cannot be told apart: {time}"
     other = _reference(timed, best)
     ratios = ratios_of_rounds(best, other)
     times = f", {statistics.median(ratios):.2f} times as fast as {other.label}" if ratios else ""

@@ -75,12 +75,23 @@ def views_of(documents: Sequence[Mapping[str, Any]]) -> list[View]:
     labels = [f"{_backend(subject)} {_precision(subject)}" for _, subject in found]
     if len(set(zip(labels, (run for run, _ in found), strict=True))) < len(found):
         labels = [subject["name"] for _, subject in found]
+        if len({subject["model"] for _, subject in found}) == 1:
+            labels = [_without_model(subject) for _, subject in found]
     if len(set(labels)) < len(labels):
         labels = [f"{label}, run {run + 1}" for label, (run, _) in zip(labels, found, strict=True)]
     return [
         View(data=subject, label=label, colour=index, run=run)
         for index, (label, (run, subject)) in enumerate(zip(labels, found, strict=True))
     ]
+
+
+def _without_model(subject: Mapping[str, Any]) -> str:
+    """A subject's name, in which what `bench` begins names with is shorter."""
+    start = f"{subject['model']}-{subject['precision']} {subject['backend']}"
+    name = str(subject["name"])
+    if not name.startswith(start):
+        return name
+    return f"{_backend(subject)} {_precision(subject)}{name.removeprefix(start)}"
 
 
 def _backend(subject: Mapping[str, Any]) -> str:

@@ -528,29 +528,34 @@ def _energy(views: Sequence[View]) -> Section:
     title = "Energy"
     told = [view for view in views if view.data["energy"]]
     notes = list(dict.fromkeys(view.data["energy"]["note"] for view in told))
-    rows = [
-        row(
-            named(view),
-            [
-                escaped(rail["name"]) + f"<small>{escaped(rail['source'])}</small>",
-                *(
-                    "–" if rail[key] is None else charts.figure(factor * rail[key])
-                    for key, factor in (
-                        ("joules_per_inference", 1e3),
-                        ("idle_watts", 1.0),
-                        ("busy_watts", 1.0),
-                    )
-                ),
-            ],
-        )
-        for view in told
-        for rail in view.data["energy"]["rails"]
-    ]
+    rows = []
+    for view in told:
+        energy = view.data["energy"]
+        rows += [
+            row(
+                named(view),
+                [
+                    escaped(rail["name"]) + f"<small>{escaped(rail['source'])}</small>",
+                    *(
+                        "–" if rail[key] is None else charts.figure(factor * rail[key])
+                        for key, factor in (
+                            ("joules_per_inference", 1e3),
+                            ("idle_watts", 1.0),
+                            ("busy_watts", 1.0),
+                        )
+                    ),
+                ],
+            )
+            for rail in energy["rails"]
+        ]
+        total = energy.get("joules_per_inference")
+        if total is not None and len(energy["rails"]) > 1:
+            rows.append(row(named(view), ["total", charts.figure(1e3 * total), "–", "–"]))
     if not rows:
         return Section(
             title=title, missing=" ".join(notes) or "no counter of this machine was read."
         )
-    columns = ("", "rail", "mJ an inference", "idle, W", "busy, W")
+    columns = ("", "rail", "mJ a picture", "idle, W", "busy, W")
     text = f'<p class="soft">Idle power is subtracted. {escaped(" ".join(notes))}</p>'
     return Section(title=title, body=text + table(columns, rows))
 
@@ -608,7 +613,8 @@ def _soak(views: Sequence[View]) -> Section:
 def _throttled(bins: Sequence[Mapping[str, Any]]) -> Iterator[float]:
     """Seconds at which the count of slow-downs had grown."""
     counts = [(each["start_s"], each["throttle_count"]) for each in bins]
-    known = [(start, count) for start, count in counts if count is not None]
+    # It counts from the beginning of the soak on.
+    known = [(0.0, 0), *((start, count) for start, count in counts if count is not None)]
     for (_, before), (start, count) in itertools.pairwise(known):
         if count > before:
             yield start
@@ -655,8 +661,11 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "board", machine["board"]
     yield "instructions", " ".join(machine["instructions"])
     yield "system", machine["system"]
-    remote = environment.get("remote")
-    yield "reached over", ", ".join(f"{k} {v}" for k, v in sorted((remote or {}).items()))
+    if remote := environment.get("remote"):
+        name = "" if remote["name"] in remote["host"] else f"{remote['name']}, "
+        yield "device", f"{name}reached over SSH at {remote['host']}"
+        yield "power mode", remote["power_mode"]
+        yield "before the run", " ".join(remote["notes"])
     yield "CPUs allowed", " ".join(map(str, environment["affinity"])) or "not known"
     yield "taken away", "; ".join(constraints([document])) or "nothing"
     threads = settings["threads"]

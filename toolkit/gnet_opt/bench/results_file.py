@@ -7,6 +7,7 @@ value that is used later has its type checked first.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ _LARGEST = 1e18
 
 _LEAST = 1e-9
 """No time, rate or ratio is smaller; so the quotient of any two is a finite float, too."""
+
+
+_FOREIGN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no text has: control characters but tab and newline, and halves of surrogate pairs."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    # Half of a surrogate pair can stand in JSON, but in no file that is written later.
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    # Half of a surrogate pair can stand in JSON, but in no file that is written later; and a
+    # terminal obeys what follows an escape.
+    return isinstance(value, str) and not _FOREIGN.search(value)
 
 
 _TEXT = _Is("a text", _is_text)
@@ -80,7 +86,6 @@ _AMOUNT = _Is("a number of at least 0", lambda value: _is_number(value) and valu
 _POSITIVE = _Is("a number above 0", lambda value: _is_number(value) and value >= _LEAST)
 _COUNT = _Is("a whole number of at least 0", _is_count)
 _SIZE = _Is("a whole number of at least 1", lambda value: _is_count(value) and value >= 1)
-_TABLE = _Is("a table", lambda value: isinstance(value, dict))
 _SAMPLES = _List(_SIZE, least=1)
 
 # A key that ends with "?" may be missing; keys that are not named here may be there.
@@ -105,7 +110,18 @@ _ENVIRONMENT = {
         "instructions": _List(_TEXT),
         "system": _TEXT,
     },
-    "remote?": _Or(_TABLE),
+    "remote?": _Or(
+        {
+            "board": _TEXT,
+            "host": _TEXT,
+            "name": _TEXT,
+            "notes": _List(_TEXT),
+            "power_mode": _TEXT,
+            "python": _TEXT,
+            "reconnections": _COUNT,
+            "results_sha256": _TEXT,
+        }
+    ),
     "start": _HOST,
     "tools": _Each(_TEXT),
     "unstable": _List(_TEXT),
@@ -183,7 +199,7 @@ _SUBJECT = {
     "end_to_end": _Or(
         {"pictures": _SIZE, "source?": _TEXT, **{step: _List(_COUNT, 1) for step in _STEPS}}
     ),
-    "energy": _Or({"note": _TEXT, "rails": _List(_RAIL)}),
+    "energy": _Or({"joules_per_inference?": _Or(_NUMBER), "note": _TEXT, "rails": _List(_RAIL)}),
     "file_bytes": _COUNT,
     "first_ms": _List(_AMOUNT),
     "load_ms": _List(_AMOUNT),

@@ -54,6 +54,9 @@ _ENERGY_SECONDS = 5.0
 
 _PROFILED_RUNS = 30
 
+_MOST_SECONDS = 1e6
+"""No duration or latency bound is longer: it would be a slip of the pen, or infinite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -88,13 +91,15 @@ class Plan:
     timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
-        if (
-            min(self.rounds, self.count, self.starts) < 1
-            or min(self.seconds, self.soak, self.warm_up) < 0
+        bound = (self.latency_bound_ms or 0.0) / 1e3
+        times = (self.seconds, self.soak, self.warm_up, bound)
+        # NaN is not between any two numbers.
+        if min(self.rounds, self.count, self.starts) < 1 or not all(
+            0 <= time <= _MOST_SECONDS for time in times
         ):
             raise ConfigError(
-                "A measurement needs at least one round, one query in it and one start, and no "
-                f"negative time: {self}."
+                "A measurement needs at least one round, one query in it and one start, and times "
+                f"from 0 to {_MOST_SECONDS:.0f} s: {self}."
             )
         if not self.scenarios:
             raise ConfigError("A measurement needs at least one scenario.")

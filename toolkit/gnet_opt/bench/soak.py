@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gnet_opt.bench import heat
+from gnet_opt.bench.latency import percentile_ms
 from gnet_opt.bench.process import TIMEOUT
 from gnet_opt.errors import ConfigError
 from gnet_opt.progress import Progress, silent
@@ -234,15 +235,14 @@ def _read_after(seconds: float, sensors: Callable[[], Sensors]) -> Iterator[list
 
 
 def _bin(start_s: float, samples: Sequence[int], now: Sensors, before: int | None) -> Bin:
-    ordered = sorted(samples)
     events = None
     if now.throttle_count is not None and before is not None:
         events = now.throttle_count - before
     return Bin(
         start_s=start_s,
-        count=len(ordered),
-        p50_ms=statistics.median(ordered) / 1e6,
-        p99_ms=ordered[max(0, math.ceil(0.99 * len(ordered)) - 1)] / 1e6,
+        count=len(samples),
+        p50_ms=statistics.median(samples) / 1e6,
+        p99_ms=percentile_ms(samples, 99),
         temperature_c=now.temperature_c,
         frequency_mhz=now.frequency_mhz,
         throttle_count=events,

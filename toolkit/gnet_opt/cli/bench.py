@@ -106,6 +106,20 @@ def bench(
     from gnet_opt.errors import ConfigError
     from gnet_opt.files import check_writable
 
+    wanted = _SCENARIOS if "all" in scenarios else tuple(s for s in _SCENARIOS if s in scenarios)
+    plan = Plan(
+        scenarios=wanted,
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
+        latency_bound_ms=latency_bound,
+        threads=threads,
+        soak=0.0 if soak is None else parse_duration(soak),
+        constraint=limits.Constraint(
+            cpus=None if cpus is None else limits.parse_cpus(cpus),
+            memory_bytes=None if memory is None else limits.parse_size(memory),
+        ),
+    )
     if there is not None:
         there.run(
             click.get_current_context(),
@@ -113,6 +127,7 @@ def bench(
             force=force,
             output=output,
             show=bench_tables.shown,
+            files=benchmark.report_of,
             only_here=["--write"],
         )
         return
@@ -123,22 +138,9 @@ def bench(
             "--write notes in each bundle what --sweep finds for its own backend: pass --sweep, "
             "too, and leave out --backend."
         )
-    wanted = _SCENARIOS if "all" in scenarios else tuple(s for s in _SCENARIOS if s in scenarios)
     results = benchmark.bench(
         bundles,
-        Plan(
-            scenarios=wanted,
-            rounds=rounds,
-            seconds=seconds,
-            seed=seed,
-            latency_bound_ms=latency_bound,
-            threads=threads,
-            soak=0.0 if soak is None else parse_duration(soak),
-            constraint=limits.Constraint(
-                cpus=None if cpus is None else limits.parse_cpus(cpus),
-                memory_bytes=None if memory is None else limits.parse_size(memory),
-            ),
-        ),
+        plan,
         backend_names=backend_names,
         images=images,
         sweep=sweep,

@@ -139,19 +139,24 @@ def _end_to_end(subjects: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _energy(subjects: Sequence[Mapping[str, Any]]) -> Table:
-    """By rail, in millijoules and watts; the rails of the total are marked."""
-    rows = [
-        (
-            subject["name"],
-            rail["name"],
-            "in the total" if rail["in_total"] else "",
-            f"{1e3 * rail['joules_per_inference']:.1f}",
-            f"{rail['idle_watts']:.2f}",
-            f"{rail['busy_watts']:.2f}",
-        )
-        for subject in subjects
-        for rail in (subject["energy"] or {"rails": []})["rails"]
-    ]
+    """By rail, in millijoules and watts; the rails of the total are marked, and it comes last."""
+    rows = []
+    for subject in subjects:
+        energy = subject["energy"] or {"rails": [], "joules_per_inference": None}
+        rows += [
+            (
+                subject["name"],
+                rail["name"],
+                "in the total" if rail["in_total"] else "",
+                f"{1e3 * rail['joules_per_inference']:.1f}",
+                f"{rail['idle_watts']:.2f}",
+                f"{rail['busy_watts']:.2f}",
+            )
+            for rail in energy["rails"]
+        ]
+        total = energy["joules_per_inference"]
+        if total is not None and len(energy["rails"]) > 1:
+            rows.append((subject["name"], "total", "", f"{1e3 * total:.1f}", "", ""))
     columns = ("", "rail", "", "a picture above idle, mJ", "idle, W", "busy, W")
     return render.listing("energy", columns, rows)
 
@@ -187,11 +192,14 @@ def _layers(subjects: Sequence[Mapping[str, Any]]) -> list[Table | str]:
     profiles = [subject["profile"] for subject in subjects]
     kinds = list(dict.fromkeys(kind for profile in profiles for kind in profile["time_shares"]))
     rows = [
-        (subject["name"], *(f"{100 * profile['time_shares'].get(kind, 0.0):.0f}" for kind in kinds))
-        for subject, profile in zip(subjects, profiles, strict=True)
+        (
+            kind.replace("_", " "),
+            *(f"{100 * profile['time_shares'].get(kind, 0.0):.0f}" for profile in profiles),
+        )
+        for kind in kinds
     ]
-    titles = (f"{kind.replace('_', ' ')}, %" for kind in kinds)
-    shown: list[Table | str] = [render.table("time by what runs", ("", *titles), rows)]
+    columns = ("", *(f"{subject['name']}, %" for subject in subjects))
+    shown: list[Table | str] = [render.table("time by what runs", columns, rows)]
     modules = [{one["name"]: one for one in profile["modules"]} for profile in profiles]
     names = list(dict.fromkeys(name for found in modules for name in found))
     if names:
@@ -211,9 +219,11 @@ def _conditions(document: Mapping[str, Any]) -> str:
     settings, environment = document["settings"], document["environment"]
     count = settings["threads"]
     threads = f"{count} thread{'s' if count > 1 else ''}" if count else "its own choice of threads"
+    remote = environment.get("remote")
+    where = f"Run on {remote['host']}: " if remote else ""
     text = (
-        f"{environment['machine']['cpu']}, {threads}, {settings['rounds']} rounds of at least "
-        f"{settings['seconds']:g} s, each subject in a process of its own."
+        f"{where}{environment['machine']['cpu']}, {threads}, {settings['rounds']} rounds of at "
+        f"least {settings['seconds']:g} s, each subject in a process of its own."
     )
     constraint = environment["constraint"]
     if constraint:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 Show = Callable[[Mapping[str, Any]], Sequence[Any]]
+Files = Callable[[Mapping[str, Any]], Mapping[str, str]]
 
 # fmt: off
 _HERE = frozenset([
@@ -58,6 +59,7 @@ class There:
         force: bool,
         output: Output,
         show: Show,
+        files: Files,
         only_here: Sequence[str] = (),
     ) -> None:
         """Run the command of a context on the devices and print what they gave.
@@ -68,6 +70,7 @@ class There:
             force: Whether `out` may be replaced.
             output: Where to print.
             show: What prints a result file of the command.
+            files: Gives the other files that show it, see `gnet_opt.remote.Work.shown`.
             only_here: Options that make no sense on a device, such as `--write`.
 
         Raises:
@@ -80,7 +83,7 @@ class There:
 
         if out is not None and not self.check:
             check_writable(out, force=force, folder=True)
-        work = _work(context)
+        work = replace(_work(context), shown=files)
         for word in only_here:
             if word in work.command:
                 raise ConfigError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from gnet_opt.bench.charts import figure
+
 if TYPE_CHECKING:
     from gnet_opt.bench.compare import Comparison
     from gnet_opt.preflight import Report
@@ -114,8 +116,8 @@ def compared_runs(found: Comparison) -> list[Table | str]:
         (
             row.subject if row.subject == row.other else f"{row.subject} / {row.other}",
             row.scenario,
-            f"{row.a_ms:.3g}",
-            f"{row.b_ms:.3g}",
+            figure(row.a_ms),
+            figure(row.b_ms),
             f"{100 * (row.ratio.value - 1):+.1f} "
             f"[{100 * (row.ratio.low - 1):+.1f}, {100 * (row.ratio.high - 1):+.1f}]",
             row.ratio.verdict,

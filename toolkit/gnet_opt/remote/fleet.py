@@ -167,7 +167,7 @@ def own(device: Device, work: Work) -> Work:
         command, backends = (*command, "--backend", device.backend), (device.backend,)
     if device.threads is not None:
         command = (*command, "--threads", str(device.threads))
-    return Work(command=command, backends=backends)
+    return dataclasses.replace(work, command=command, backends=backends)
 
 
 def _all(devices: Sequence[Device], start: Callable[[Device], Awaitable[T]]) -> list[Result[T]]:

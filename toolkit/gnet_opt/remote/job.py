@@ -305,6 +305,8 @@ class _Job:
                 local.write_bytes(content)
             document = self._annotated(staging / RESULTS, report, str(files[RESULTS]["sha256"]))
             write_text(staging / RESULTS, dump_json(document))
+            for name, text in self.work.shown(document).items():
+                write_text(staging / name, text)
             if out is not None:
                 publish(staging, out)
         return Outcome(document=document, files=tuple(sorted(files)))

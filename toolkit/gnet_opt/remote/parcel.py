@@ -6,9 +6,10 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from gnet_opt import __version__
 from gnet_opt.errors import ConfigError, IntegrityError
@@ -32,10 +33,14 @@ class Work:
         command: The words after the name of Python. A `Path` is a file or folder of this machine
             that is copied; a `PurePosixPath` is a place below the job's folder, such as `OUT`.
         backends: Names of the backends that it uses, whose runtimes the device must have.
+        shown: Gives the files, as text by name, that show the result file to people. The device
+            cannot write where it was reached from, so they are written again here. May raise
+            `IntegrityError` for what is no result file.
     """
 
     command: tuple[str | PurePath, ...]
     backends: tuple[str, ...] = ()
+    shown: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda document: {}
 
 
 @dataclass(frozen=True, kw_only=True)

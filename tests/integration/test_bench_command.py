@@ -116,7 +116,8 @@ def test_for_people(bundle: Make, tmp_path: Path) -> None:
         "process start to first result, ms",
         "from file to result, medians (golden pictures of 64 x 64 pixels as JPEG)",
         "time by what runs",
-        "1 thread, 2 rounds of at least 0.01 s, each subject in a process of its own.",
+        "1 thread, 2 rounds of at least 0.01 s, each subject in a process of its own, "
+        "new in each round.",
         "The model takes one picture at a time: eight are eight runs.",
         f"Written: {out}/report.html, {out}/results.csv, {out}/results.json",
     ):

@@ -69,7 +69,7 @@ def get(name):
     return Fake()
 """
 PREPROCESS = Preprocess(resize=8, crop=8)
-QUICK = Plan(rounds=3, seconds=0.02, count=2, starts=2, warm_up=0.2, timeout=20)
+QUICK = Plan(rounds=3, seconds=0.02, count=2, warm_up=0.2, timeout=20)
 ALL = ("single-stream", "multi-stream", "offline", "server")
 
 
@@ -162,8 +162,8 @@ def test_all_scenarios_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     plan = replace(QUICK, scenarios=ALL, seconds=0.01)
     slow, fast = measure([entry(folder, "slow"), entry(folder, "fast")], plan, progress)
-    # starts, warm-up, three scenarios and the end-to-end in three rounds, six rates, energy
-    assert shown == [("Measuring", 2 * (2 + 1 + 3 * 3 + 3 + 6 + 1))]
+    # three rounds of start, warm-up, three scenarios and the end-to-end; six rates, energy
+    assert shown == [("Measuring", 2 * (3 * (2 + 3 + 1) + 6 + 1))]
     for one, least in ((slow, 6e6), (fast, 2e6)):
         assert list(one.scenarios) == list(ALL)
         single, multi = one.scenarios["single-stream"], one.scenarios["multi-stream"]
@@ -178,9 +178,9 @@ def test_all_scenarios_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert len(server.rounds) == 6
         assert server.bound_ms >= 4 * 6  # of the slowest, the same for both
         assert all(trial.offered_qps < 1e9 / least for trial in server.rounds)
-        assert len(one.cold_start_ms) == len(one.load_ms) == len(one.first_ms) == 2
+        assert len(one.cold_start_ms) == len(one.load_ms) == len(one.first_ms) == 3
         assert min(one.cold_start_ms) > max(one.load_ms) + least / 1e6
-        assert one.warm_up["count"] >= 20 and one.warm_up["seconds"] > 0
+        assert one.warm_up["count"] >= 3 * 20 and one.warm_up["seconds"] > 0
         assert one.peak_rss_bytes is None or 5e6 < one.peak_rss_bytes < 200e6
         assert one.end_to_end is not None
         assert (one.end_to_end["pictures"], one.end_to_end["source"]) == (6, "two pictures")
@@ -188,11 +188,11 @@ def test_all_scenarios_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatc
             assert len(one.end_to_end[step]) == 6 and min(one.end_to_end[step]) > 0
         assert min(one.end_to_end["infer_ns"]) >= least
     assert {size for _, size, _ in log(folder)} == {"1"}
-    # Each subject had two processes, no two of them the same.
+    # Each subject had a process of its own in each round.
     pids = {
         kind: {pid for name, _, pid in log(folder) if name == kind} for kind in ("slow", "fast")
     }
-    assert [len(found) for found in pids.values()] == [2, 2]
+    assert [len(found) for found in pids.values()] == [3, 3]
     assert not pids["slow"] & pids["fast"]
     for pid in pids["slow"] | pids["fast"]:
         with pytest.raises(ProcessLookupError):
@@ -221,15 +221,20 @@ def test_a_bound_that_nothing_meets(folder: Path) -> None:
 
 
 def test_turns_have_an_order_by_chance_that_the_seed_repeats(folder: Path) -> None:
-    def order(seed: int) -> list[str]:
+    def order(seed: int) -> list[tuple[str, str]]:
         (folder / "log").unlink(missing_ok=True)
-        plan = replace(QUICK, rounds=6, seconds=0.0, count=1, starts=1, seed=seed)
+        plan = replace(QUICK, rounds=6, seconds=0.0, count=1, seed=seed)
         measure([entry(folder, kind) for kind in ("a", "b", "c")], plan)
-        return [name for name, _, _ in log(folder)][-2 * 3 * 6 :]  # end to end, two pictures each
+        # A process begins to compute in its turn to start.
+        return list(dict.fromkeys((pid, name) for name, _, pid in log(folder)))
 
-    first = order(1)
-    assert first == order(1) != order(2)
-    turns = [tuple(first[i : i + 6 : 2]) for i in range(0, len(first), 6)]
+    def names(found: list[tuple[str, str]]) -> list[str]:
+        return [name for _, name in found]
+
+    first = names(order(1))
+    assert first == names(order(1)) != names(order(2))
+    assert len(first) == 3 * 6
+    turns = [tuple(first[i : i + 3]) for i in range(0, len(first), 3)]
     assert {tuple(sorted(turn)) for turn in turns} == {("a", "b", "c")}
     assert len(set(turns)) > 2
 
@@ -330,7 +335,6 @@ def test_a_sweep(folder: Path) -> None:
     [
         {"rounds": 0},
         {"count": 0},
-        {"starts": 0},
         {"seconds": -1.0},
         {"scenarios": ()},
         {"seconds": math.nan},

@@ -173,7 +173,7 @@ class Measured:
         load_ms: Importing the runtime and loading the artifact, one a process.
         first_ms: The first picture after loading, one a process.
         peak_rss_bytes: The most memory that the process had in RAM, None where not known.
-        warm_up: `count` and `seconds` of the warm-up, and whether times were `steady` then.
+        warm_up: `count` and `seconds` of all warm-ups, and whether times were `steady` after each.
         scenarios: By name.
         end_to_end: Nanoseconds of each step by picture, and their `source`; None where left out.
         energy: `gnet_opt.bench.power.Energy.to_dict`; None where left out.

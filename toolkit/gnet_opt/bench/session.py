@@ -1,8 +1,10 @@
 """A run of `gnet-opt bench`: processes are started, warmed up and measured in turns.
 
-Every subject has processes of its own. Scenarios are measured one after the other, each in rounds
-in which all subjects have their turn in an order by chance, so that what the machine does beside
-meets all of them and ratios can be taken within a round.
+Every subject has processes of its own. In each round all of them start anew, and in each scenario
+all subjects have their turn in an order by chance, so that what the machine does beside meets all
+of them and ratios can be taken within a round. New processes, because from one start to the next
+the times of one model differ by a few percent (`gnet_opt.bench.latency`), which rounds of one
+process would all share, and never show.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Plan:
 
     Attributes:
         scenarios: Which, of `gnet_opt.bench.scenarios.SCENARIOS`.
-        rounds: Turns of each subject in each scenario.
+        rounds: Turns of each subject in each scenario, each with a new process.
         seconds: Least duration of a turn.
         count: Least number of queries in a turn.
         seed: Of the order of turns and of arrivals.
@@ -72,7 +74,6 @@ class Plan:
         threads: CPU threads of every subject, None for the runtime's own choice.
         constraint: What the processes may use.
         soak: Seconds of a sustained run of each subject, 0 for none.
-        starts: How often each subject's process is started to time it.
         warm_up: Longest time to wait for steady times, in seconds, a subject.
         timeout: How long a worker may take for one answer, in seconds, beyond what was asked.
     """
@@ -86,7 +87,6 @@ class Plan:
     threads: int | None = None
     constraint: Constraint = field(default_factory=Constraint)
     soak: float = 0.0
-    starts: int = 3
     warm_up: float = 5.0
     timeout: float = TIMEOUT
 
@@ -94,11 +94,11 @@ class Plan:
         bound = (self.latency_bound_ms or 0.0) / 1e3
         times = (self.seconds, self.soak, self.warm_up, bound)
         # NaN is not between any two numbers.
-        if min(self.rounds, self.count, self.starts) < 1 or not all(
+        if min(self.rounds, self.count) < 1 or not all(
             0 <= time <= _MOST_SECONDS for time in times
         ):
             raise ConfigError(
-                "A measurement needs at least one round, one query in it and one start, and times "
+                "A measurement needs at least one round, one query in it, and times "
                 f"from 0 to {_MOST_SECONDS:.0f} s: {self}."
             )
         if not self.scenarios:
@@ -165,7 +165,9 @@ def measure(
         benches = [
             _Bench(entry, plan, Path(folder) / str(index)) for index, entry in enumerate(entries)
         ]
-        steps = _steps(benches, plan, stack, find_rails() if rails is None else rails)
+        for bench in benches:
+            stack.callback(bench.end)
+        steps = _steps(benches, plan, find_rails() if rails is None else rails)
         for step in progress(steps, "Measuring", len(steps)):
             step()
         for bench in benches if plan.soak else []:
@@ -191,34 +193,33 @@ def profile(entry: Entry, plan: Plan) -> Profile:
 _Step = Callable[[], object]
 
 
-def _steps(
-    benches: Sequence[_Bench], plan: Plan, stack: contextlib.ExitStack, rails: Rails
-) -> list[_Step]:
+def _steps(benches: Sequence[_Bench], plan: Plan, rails: Rails) -> list[_Step]:
     """Everything to do, in order."""
     chance = random.Random(plan.seed)
     steps: list[_Step] = []
 
-    def in_turns(times: int, turn: Callable[[_Bench, int], object]) -> None:
-        order = list(benches)
-        for index in range(times):
-            # In a fixed order a subject would always follow the same other one.
-            chance.shuffle(order)
-            steps.extend(functools.partial(turn, bench, index) for bench in order)
+    def in_turns(turn: Callable[[_Bench], object]) -> None:
+        # In a fixed order a subject would always follow the same other one.
+        order = chance.sample(benches, len(benches))
+        steps.extend(functools.partial(turn, bench) for bench in order)
 
-    in_turns(plan.starts - 1, lambda bench, _: bench.start_once())
-    steps += [functools.partial(bench.start, stack) for bench in benches]
-    steps += [bench.warm for bench in benches]
+    def bound_ms() -> float:
+        return _bound_ms(benches, plan)
+
     wanted = set(plan.scenarios)
-    # The server scenario needs to know where to look for its rate.
-    if wanted & {SINGLE_STREAM, SERVER}:
-        in_turns(plan.rounds, lambda bench, _: bench.single_stream())
-    if MULTI_STREAM in wanted:
-        in_turns(plan.rounds, lambda bench, _: bench.multi_stream())
-    if OFFLINE in wanted:
-        in_turns(plan.rounds, lambda bench, _: bench.offline())
-    if SERVER in wanted:
-        in_turns(_STEPS, lambda bench, index: bench.serve(_bound_ms(benches, plan), index))
-    in_turns(plan.rounds, lambda bench, _: bench.end_to_end())
+    for _ in range(plan.rounds):
+        in_turns(_Bench.start)
+        in_turns(_Bench.warm)
+        # The server scenario needs to know where to look for its rate.
+        if wanted & {SINGLE_STREAM, SERVER}:
+            in_turns(_Bench.single_stream)
+        if MULTI_STREAM in wanted:
+            in_turns(_Bench.multi_stream)
+        if OFFLINE in wanted:
+            in_turns(_Bench.offline)
+        in_turns(_Bench.end_to_end)
+    for index in range(_STEPS if SERVER in wanted else 0):
+        in_turns(functools.partial(_Bench.serve, bound_ms=bound_ms, step=index))
     # One after the other: the energy of a subject is what the machine takes above doing nothing.
     steps += [functools.partial(bench.energy, rails) for bench in benches]
     return steps
@@ -244,7 +245,8 @@ class _Bench:
         self._input = folder / "input.npy"
         np.save(self._input, entry.pictures)
         self._started: list[tuple[float, float, float]] = []
-        self._warm: dict[str, Any] = {}
+        self._warm: list[dict[str, Any]] = []
+        self._held = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
         self._peak: int | None = None
         self.singles: list[tuple[int, ...]] = []
@@ -256,17 +258,19 @@ class _Bench:
         self._energy: dict[str, Any] | None = None
         self._soak: dict[str, Any] | None = None
 
-    def start_once(self) -> None:
-        """Start a process, compute one picture and end it."""
-        with contextlib.ExitStack() as stack:
-            self.start(stack)
+    def end(self) -> None:
+        """End the process, if there is one."""
+        self._held.close()
         self._worker = None
 
-    def start(self, stack: contextlib.ExitStack) -> None:
-        """Start a process that stays until the stack is closed, and compute one picture."""
+    def start(self) -> None:
+        """Start a process in place of the one before, and compute one picture."""
+        self.end()
         entry, plan = self._entry, self._plan
         begin = time.perf_counter_ns()
-        worker = stack.enter_context(started(entry.subject.name, self._input.with_name("stderr")))
+        worker = self._held.enter_context(
+            started(entry.subject.name, self._input.with_name("stderr"))
+        )
         with _explained(plan.constraint):
             _limit(worker, plan.constraint)
             loaded = worker.load(entry.subject, self._input, plan.threads, plan.timeout)
@@ -276,7 +280,7 @@ class _Bench:
 
     def warm(self) -> None:
         """Run until times are steady."""
-        self._warm = self._ask("warm", self._plan.warm_up)
+        self._warm.append(self._ask("warm", self._plan.warm_up))
 
     def single_stream(self) -> None:
         """A turn of single pictures."""
@@ -303,7 +307,7 @@ class _Bench:
         )
         self._offline.append((answer["pictures"], answer["elapsed_ns"]))
 
-    def serve(self, bound_ms: float, step: int) -> None:
+    def serve(self, *, bound_ms: Callable[[], float], step: int) -> None:
         """Try the rate in the middle between the highest good one and the lowest bad one."""
         good = [trial.offered_qps for trial in self._trials if trial.within]
         bad = [trial.offered_qps for trial in self._trials if not trial.within]
@@ -314,7 +318,7 @@ class _Bench:
         answer = self._ask(
             "serve",
             count / rate,
-            bound_ns=bound_ms * 1e6,
+            bound_ns=bound_ms() * 1e6,
             count=count,
             rate=rate,
             seed=self._plan.seed + step,
@@ -376,7 +380,11 @@ class _Bench:
             load_ms=load,
             first_ms=first,
             peak_rss_bytes=self._peak,
-            warm_up=self._warm,
+            warm_up={
+                "count": sum(one["count"] for one in self._warm),
+                "seconds": sum(one["seconds"] for one in self._warm),
+                "steady": all(one["steady"] for one in self._warm),
+            },
             scenarios=found,
             end_to_end={
                 **self._steps,
@@ -392,8 +400,9 @@ class _Bench:
         request = {"do": doing, "seconds": seconds, **more}
         with _explained(self._plan.constraint):
             answer = self._worker.ask(request, seconds + self._plan.timeout)
-        # It only grows; decoding pictures, which comes last, is not part of it.
-        self._peak = answer.get("peak_rss_bytes", self._peak)
+        # Decoding pictures tells none, and is no part of it.
+        peaks = (self._peak, answer.get("peak_rss_bytes"))
+        self._peak = max((peak for peak in peaks if peak is not None), default=None)
         return answer
 
 

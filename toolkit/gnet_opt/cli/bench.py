@@ -48,7 +48,7 @@ _SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Turns of each in each scenario.",
+    help="Turns of each in each scenario, with new processes.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the order of turns and of arrivals."
@@ -95,8 +95,8 @@ def bench(
 ) -> None:
     """Measure BUNDLE, and more than one side by side, on this machine or over SSH on a device.
 
-    Each runs in a process of its own; they take turns in rounds, and the first is what the others
-    are compared with.
+    Each runs in a process of its own, new in each round; they take turns, and the first is what the
+    others are compared with.
     """
     from gnet_opt import benchmark
     from gnet_opt.bench import limits

@@ -223,7 +223,7 @@ def _conditions(document: Mapping[str, Any]) -> str:
     where = f"Run on {remote['host']}: " if remote else ""
     text = (
         f"{where}{environment['machine']['cpu']}, {threads}, {settings['rounds']} rounds of at "
-        f"least {settings['seconds']:g} s, each subject in a process of its own."
+        f"least {settings['seconds']:g} s, each subject in a process of its own, new in each round."
     )
     constraint = environment["constraint"]
     if constraint:

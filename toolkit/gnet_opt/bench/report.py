@@ -198,8 +198,8 @@ def _notices(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _footer(documents: Sequence[Mapping[str, Any]]) -> str:
     text = (
-        "Every result ran in a process of its own, new in each round, and all took turns. Times are those "
-        "of this machine under these conditions and of no other one. The raw samples are in "
-        "results.json; compare two runs with gnet-opt compare."
+        "Every result ran in a process of its own, new in each round, and all took turns. Times "
+        "are those of this machine under these conditions and of no other one. The raw samples are "
+        "in results.json; compare two runs with gnet-opt compare."
     )
     return f"<footer>{escaped(text)} gnet-opt {escaped(documents[0]['version'])}.</footer>"

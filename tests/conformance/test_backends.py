@@ -137,6 +137,24 @@ def test_is_deterministic_and_gives_a_copy(
         np.testing.assert_array_equal(runner.run(first), kept)
 
 
+@pytest.mark.parametrize("writeable", [True, False])
+def test_sees_what_its_input_holds_now(
+    writeable: bool, backend: Backend, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = compiled(backend, onnx_files["u8"], tmp_path)
+    first, second = models.pictures(2)[:, None]
+    memory = first.copy()
+    given = memory.view()
+    given.setflags(write=writeable)
+    with backend.open(artifact, threads=1) as runner:
+        one = runner.run(given)
+        memory[:] = second
+        two = runner.run(given)
+        np.testing.assert_array_equal(two, runner.run(second))
+        assert not np.array_equal(one, two)
+        np.testing.assert_array_equal(memory, second)
+
+
 def test_does_not_change_its_input_or_need_it_contiguous(
     backend: Backend, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:

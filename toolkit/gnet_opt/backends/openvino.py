@@ -280,7 +280,7 @@ def _changes_to_or_from_integers(node: Any) -> bool:
 
 
 class _Runner:
-    """One infer request with its input memory; see `gnet_opt.runtime.Runner`."""
+    """One infer request, which reads the caller's own memory; see `gnet_opt.runtime.Runner`."""
 
     def __init__(self, compiled: Any, path: Path) -> None:
         if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
@@ -293,7 +293,7 @@ class _Runner:
         shape = compiled.inputs[0].get_partial_shape()
         self._shape = tuple(d.get_length() if d.is_static else None for d in shape)
         self._type = compiled.inputs[0].get_element_type()
-        self._tensor: Any = None
+        self._batch: InputArray | None = None
 
     def run(self, batch: InputArray) -> FloatArray:
         if self._request is None:
@@ -302,11 +302,14 @@ class _Runner:
         with translated(
             f"Running {self._path} with OpenVINO", "Check the bundle with `gnet-opt verify`."
         ):
-            if self._tensor is None or tuple(self._tensor.shape) != batch.shape:
-                openvino = import_quietly()
-                self._tensor = openvino.Tensor(self._type, openvino.Shape(batch.shape))
-                self._request.set_input_tensor(0, self._tensor)
-            np.copyto(self._tensor.data, batch)
+            if batch is not self._batch:
+                # The request is done with the memory when it returns, so that nothing is copied but
+                # what may not be written to, which OpenVINO does not share.
+                shared = batch if batch.flags.writeable else batch.copy()
+                self._request.set_input_tensor(
+                    0, import_quietly().Tensor(shared, shared_memory=True)
+                )
+                self._batch = batch if shared is batch else None
             self._request.infer()
             # The request writes its next result into the same memory.
             return np.array(self._request.get_output_tensor(0).data, np.float32)
@@ -323,7 +326,7 @@ class _Runner:
 
     def close(self) -> None:
         self._request = None
-        self._tensor = None
+        self._batch = None
 
 
 def _read(core: Any, model: Path) -> Any:

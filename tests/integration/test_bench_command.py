@@ -19,7 +19,9 @@ from commands import content, gnet_opt, marked, started
 from world import World
 
 from gnet_opt.bench import results_file
+from gnet_opt.bench.scenarios import SCENARIOS
 from gnet_opt.bundle import Bundle
+from gnet_opt.cli import bench
 from gnet_opt.files import sha256_file
 
 Make = Callable[[str], Path]
@@ -128,6 +130,10 @@ def test_for_people(bundle: Make, tmp_path: Path) -> None:
     assert f"{out} exists already. Pass --force" in done.err
     assert content(out) == before
     assert gnet_opt("bench", *arguments, "--force").code == 0
+
+
+def test_the_scenarios_of_the_command_are_those_of_the_package() -> None:
+    assert bench._SCENARIOS == SCENARIOS
 
 
 def test_the_same_bundle_twice_has_two_names(bundle: Make, tmp_path: Path) -> None:

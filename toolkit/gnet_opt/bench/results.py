@@ -1,7 +1,7 @@
 """What `gnet-opt bench` found, as values and as the document `results.json`.
 
-The document has the schema "gnet-opt/bench/1". Raw samples are kept, and every figure beside them
-is computed from them when the document is written; reading takes the samples alone.
+Raw samples are kept, and every figure beside them is computed from them when the document is
+written. `gnet_opt.bench.results_file` has the schema, and reads and checks a document.
 """
 
 from __future__ import annotations

@@ -219,7 +219,14 @@ def test_bundles_that_cannot_be_measured(bundle: Make, tmp_path: Path) -> None:
     jetson = bundle("jetson")
     done = gnet_opt("bench", jetson, *QUICK)
     assert (done.code, done.out) == (7, "")
-    assert done.err.startswith(f"gnet-opt: {jetson}: the engine is not built yet")
+    assert done.err.startswith(f"gnet-opt: {jetson}: The engine is not built yet. So there is")
+    by_script = tmp_path / "by-script"
+    shutil.copytree(jetson, by_script)
+    (by_script / "model.engine").write_bytes(b"an engine")
+    done = gnet_opt("bench", by_script, *QUICK)
+    assert (done.code, done.out) == (7, "")
+    assert "has no record of where it comes from" in done.err
+    assert f"Run `gnet-opt compile {by_script}`" in done.err
     done = gnet_opt("bench", jetson, *QUICK, "--backend", "onnxruntime", "--json")
     assert done.code == 0, done.err
     assert done.json["subjects"][0]["native"] is False

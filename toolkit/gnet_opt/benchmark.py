@@ -31,7 +31,7 @@ from gnet_opt.files import dump_json, publish, sha256_file, staging_directory, w
 from gnet_opt.golden import Golden
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
-from gnet_opt.operations import backend_of, is_native
+from gnet_opt.operations import backend_of, is_native, pending
 from gnet_opt.preprocess import PixelArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, Backend
@@ -225,9 +225,9 @@ def _candidates(
 
 def _own_artifact(bundle: Bundle, backend: Backend) -> Artifact:
     """What a bundle's own backend runs, which on a device may have been built there."""
-    if bundle.deferred and not (bundle.root / bundle.deferred["expected"]).is_file():
+    if waiting := pending(bundle):
         raise BackendError(
-            f"{bundle.root}: the engine is not built yet, so there is nothing to time. Run "
+            f"{bundle.root}: {waiting} So there is nothing to time. Run "
             f"`gnet-opt compile {bundle.root}` on the device, or measure the portable model on "
             "this machine with --backend onnxruntime."
         )

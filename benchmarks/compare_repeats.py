@@ -30,7 +30,7 @@ from gnet_opt.machine import this_machine
 from gnet_opt.versions import tools
 
 RESULTS = Path(__file__).with_name("results")
-SCHEMA = "gnet-opt/compare-repeats/1"
+SCHEMA = "gnet-opt/compare-repeats/2"
 LEAST_RIGHT = 0.95
 """19 of 20."""
 
@@ -107,6 +107,7 @@ def repetition(
             for run in ("first", other)
         }
         found[other] = {
+            "control": row["control"],
             "failed": code == _SLOWER,
             "ratio": row["ratio"],
             "rounds_ms": rounds,
@@ -155,7 +156,7 @@ def main() -> None:
                 "backend": backend,
                 "called_equal": equal,
                 "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-                "drift": compare.DRIFT,
+                "drift": compare.STEADIED_DRIFT,
                 "found_slower": slower,
                 "machine": this_machine().to_dict(),
                 "model_sha256": sha256_file(bundle.model),

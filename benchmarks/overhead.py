@@ -1,13 +1,17 @@
 """What `gnet-opt bench` adds to a query: our loop beside the runtime's own, on the same files.
 
-- *ours*: the worker process of `gnet-opt bench`.
-- *bare*: a loop around OpenVINO's infer request or ONNX Runtime's session, with the same options
-  and nothing of ours in it.
+- *ours*: the loop of `gnet-opt bench` around `Runner.run`.
+- *bare*: a loop around the infer request or session that this runner holds, and nothing of ours.
 - *benchmark_app*: OpenVINO's own program in its synchronous mode. ONNX Runtime's perf test is part
   of no package.
 
-All take turns in rounds; ours and bare keep their processes, benchmark_app starts anew. Pass a
-bundle for OpenVINO and one for ONNX Runtime, or either:
+One model differs from itself by a few percent from one process to the next, hundreds of times what
+is looked for. So ours and bare share a process and a request, and take turns of a few queries in an
+order by chance; what ours adds is the median of the differences of neighbours. A second bare loop
+takes its turns as well: what *it* adds is nothing, and shows what the method can see. benchmark_app
+has a process of its own, as does the worker of `gnet-opt bench` beside it, both anew in each round.
+
+Pass a bundle for OpenVINO and one for ONNX Runtime, or either:
 
     gnet-opt quantize --target cpu -o build/cpu
     gnet-opt quantize --target raspberry-pi-5 -o build/ort
@@ -17,7 +21,6 @@ bundle for OpenVINO and one for ONNX Runtime, or either:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import random
@@ -27,26 +30,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from gnet_opt import backends
-from gnet_opt.backends.openvino import import_quietly
+from gnet_opt.bench import scenarios
 from gnet_opt.bench.host import HostState
-from gnet_opt.bench.process import Subject, WorkerProcess, started
+from gnet_opt.bench.process import Subject, started
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import dump_json, write_text
 from gnet_opt.golden import Golden
 from gnet_opt.machine import this_machine
-from gnet_opt.runtime import Artifact
+from gnet_opt.runtime import Artifact, Backend, InputArray
 from gnet_opt.versions import tools
+
+Array = npt.NDArray[np.float64]
 
 RESULTS = Path(__file__).with_name("results")
 _WARM_UP = 2.0
+_TURN = 4
+"""Queries of a turn: few, so that neighbours meet the same machine."""
+
 _APP_SECONDS = 2  # benchmark_app takes whole seconds
+_RESAMPLES = 1000
 # As its own entry point, but that it cannot report home.
 _APP = """
 import sys
@@ -56,89 +66,105 @@ main()
 """
 
 
-def bare_query(backend: str, model: str, picture: str, threads: int) -> Callable[[], object]:
-    """One query of the runtime, as its documentation has it."""
-    batch = np.load(picture)
-    if backend == "openvino":
-        openvino = import_quietly()
-        config = {
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-        request.set_input_tensor(0, openvino.Tensor(batch))
-        return lambda: request.infer()
-    import onnxruntime
+def bare_query(runner: Any, picture: InputArray) -> Callable[[], object]:
+    """One query of the request or session inside a runner, as the runtime's documentation has it.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: batch}
+    OpenVINO's request keeps the input that it was last given.
+    """
+    runner.run(picture)
+    if hasattr(runner, "_request"):
+        return cast("Callable[[], object]", runner._request.infer)
+    session = runner._session
+    given = {session.get_inputs()[0].name: picture}
     return lambda: session.run(None, given)
 
 
-def be_bare(backend: str, model: str, picture: str, threads: int) -> None:
-    """For each line of stdin, a number of seconds, time queries and print what came out."""
-    query = bare_query(backend, model, picture, threads)
-    for line in sys.stdin:
-        samples = []
-        begin = now = time.perf_counter_ns()
-        end = begin + int(float(line) * 1e9)
-        while now < end:
-            before = time.perf_counter_ns()
-            query()
-            now = time.perf_counter_ns()
-            samples.append(now - before)
-        print(json.dumps({"elapsed_ns": now - begin, "samples_ns": samples}), flush=True)
+def bare_loop(query: Callable[[], object], count: int) -> list[int]:
+    """Run so many queries, and give the time of each in nanoseconds."""
+    samples = []
+    for _ in range(count):
+        before = time.perf_counter_ns()
+        query()
+        samples.append(time.perf_counter_ns() - before)
+    return samples
 
 
-@contextlib.contextmanager
-def bare(artifact: Artifact, picture: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
-    """A process of `be_bare`."""
-    names = [artifact.backend, str(artifact.path), str(picture), str(threads)]
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--bare", *names],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def side_by_side(root: Path, threads: int, seconds: float) -> dict[str, list[list[float]]]:
+    """Let the three loops take turns in this process.
+
+    Returns:
+        For each loop the median and the mean period of a query in each turn, in microseconds.
+    """
+    backend, artifact, picture = opened(root)
+    chance = random.Random(0)
+    with backend.open(artifact, threads=threads) as runner:
+        bare = bare_query(runner, picture)
+        loops: dict[str, Callable[[], list[int]]] = {
+            "again": lambda: bare_loop(bare, _TURN),
+            "bare": lambda: bare_loop(bare, _TURN),
+            "ours": lambda: scenarios.back_to_back(
+                lambda: runner.run(picture), seconds=0, count=_TURN
+            ),
+        }
+        turns: dict[str, list[list[float]]] = {name: [] for name in loops}
+        measuring = time.perf_counter() + _WARM_UP
+        end = measuring + seconds
+        while (now := time.perf_counter()) < end:
+            for name in chance.sample(sorted(loops), len(loops)):
+                before = time.perf_counter_ns()
+                samples = loops[name]()
+                period = (time.perf_counter_ns() - before) / _TURN
+                if now >= measuring:
+                    turns[name].append([statistics.median(samples) / 1e3, period / 1e3])
+    return turns
 
 
-def turn_of_bare(process: subprocess.Popen[str], seconds: float) -> dict[str, float]:
-    """Median of a query, and a query's share of the whole time, in microseconds."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(f"{seconds}\n")
-    process.stdin.flush()
-    answer = json.loads(process.stdout.readline())
-    samples = answer["samples_ns"]
+def added(turns: dict[str, list[list[float]]], name: str) -> dict[str, Any]:
+    """What a loop adds to the bare one, paired by turn: medians, with 95 % intervals."""
+    loop, bare = np.array(turns[name]), np.array(turns["bare"])
+    period, p50 = loop[:, 1] - bare[:, 1], loop[:, 0] / bare[:, 0]
+    return {"added_us": _median(period), "p50_over": _median(p50)}
+
+
+def _median(values: Array) -> dict[str, float]:
+    """The median, and the 2.5th and 97.5th percentile of medians of values drawn again."""
+    chance = np.random.default_rng(0)
+    drawn = np.median(chance.choice(values, (_RESAMPLES, len(values))), axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
     return {
-        "p50_us": statistics.median(samples) / 1e3,
-        "period_us": answer["elapsed_ns"] / len(samples) / 1e3,
+        "high": float(high),
+        "low": float(low),
+        "median": float(np.median(values)),
+        "n": len(values),
     }
 
 
-def turn_of_ours(worker: WorkerProcess, seconds: float) -> dict[str, float]:
-    """The same of ours; half of the time for each of the two figures."""
-    counted = {"count": 1, "seconds": seconds / 2}
-    single = worker.ask({"do": "measure", **counted}, seconds + 60)
-    whole = worker.ask({"do": "offline", "batch": 1, **counted}, seconds + 60)
-    return {
-        "p50_us": statistics.median(single["samples_ns"]) / 1e3,
-        "period_us": whole["elapsed_ns"] / whole["pictures"] / 1e3,
-    }
+def worker_p50_us(root: Path, threads: int, seconds: float) -> float:
+    """The median of single queries in a worker of `gnet-opt bench`, in microseconds."""
+    _, artifact, pictures = opened(root)
+    subject = Subject(name="ours", artifact=artifact, resolve="gnet_opt.backends:get")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started("ours", Path(folder) / "stderr") as worker,
+    ):
+        picture = Path(folder) / "input.npy"
+        np.save(picture, pictures)
+        worker.load(subject, picture, threads)
+        worker.ask({"do": "warm", "seconds": _WARM_UP}, 60)
+        told = worker.ask({"do": "measure", "count": 1, "seconds": seconds}, seconds + 60)
+    return float(statistics.median(told["samples_ns"])) / 1e3
 
 
-def turn_of_benchmark_app(model: Path, threads: int) -> dict[str, float]:
+def opened(root: Path) -> tuple[Backend, Artifact, InputArray]:
+    """The backend of a bundle, its artifact, and a picture as its model takes it."""
+    bundle = Bundle.open(root)
+    bundle.check()
+    backend = backends.get(bundle.manifest["target"]["backend"])
+    pixels = Golden.read(bundle.path("golden")).pixels[:1]
+    return backend, backend.artifact(bundle.root), bundle.preprocess.tensor(pixels)
+
+
+def turn_of_benchmark_app(model: Path, threads: int) -> float:
     """The median that benchmark_app prints, in microseconds."""
     options = ["-api", "sync", "-hint", "none", "-nstreams", "1", "-nthreads", str(threads)]
     files = ["-m", str(model), "-d", "CPU", "-infer_precision", "f32"]
@@ -148,7 +174,7 @@ def turn_of_benchmark_app(model: Path, threads: int) -> dict[str, float]:
         encoding="utf-8",
         check=True,
     )
-    return {"p50_us": parse_benchmark_app(done.stdout)}
+    return parse_benchmark_app(done.stdout)
 
 
 def parse_benchmark_app(text: str) -> float:
@@ -159,100 +185,90 @@ def parse_benchmark_app(text: str) -> float:
     return float(found[1]) * (1e3 if found[2] == "ms" else 1.0)
 
 
-def compare(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """What ours adds to a query of the bare loop, and how the medians agree, paired by round."""
-
-    def summed(values: list[float]) -> dict[str, float]:
-        return {"high": max(values), "low": min(values), "median": statistics.median(values)}
-
-    names = [name for name in rounds[0] if name != "ours"]
-    return {
-        "added_p50_us": summed([r["ours"]["p50_us"] - r["bare"]["p50_us"] for r in rounds]),
-        "added_us": summed([r["ours"]["period_us"] - r["bare"]["period_us"] for r in rounds]),
-        "p50_over": {
-            name: summed([r["ours"]["p50_us"] / r[name]["p50_us"] for r in rounds])
-            for name in names
-        },
-        "rounds": rounds,
+def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one bundle; the loops in a process of their own, for every start of it."""
+    manifest = Bundle.open(root).manifest
+    backend = manifest["target"]["backend"]
+    command = [sys.executable, __file__, str(root), "--threads", str(options.threads)]
+    command += ["--seconds", str(options.seconds), "--side-by-side"]
+    turns: dict[str, list[list[float]]] = {}
+    for _ in range(options.starts):
+        told = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
+        for name, found in json.loads(told).items():
+            turns.setdefault(name, []).extend(found)
+    result: dict[str, Any] = {
+        "backend": backend,
+        "model": manifest["model"]["name"],
+        "precision": manifest["precision"],
+        "bare_p50_us": statistics.median(p50 for p50, _ in turns["bare"]),
+        "control": added(turns, "again"),
+        "ours": added(turns, "ours"),
+        "turns_us": turns,
     }
+    if backend == "openvino":
+        model = opened(root)[1].path
+        rounds = [
+            {
+                "benchmark_app": turn_of_benchmark_app(model, options.threads),
+                "ours": worker_p50_us(root, options.threads, _APP_SECONDS),
+            }
+            for _ in range(options.rounds)
+        ]
+        ratios = np.array([each["ours"] / each["benchmark_app"] for each in rounds])
+        result["benchmark_app"] = {"p50_over": _median(ratios), "rounds_us": rounds}
+    return result
 
 
-def measure(root: Path, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Measure one bundle."""
-    bundle = Bundle.open(root)
-    bundle.check()
-    backend = backends.get(bundle.manifest["target"]["backend"])
-    artifact = backend.artifact(bundle.root)
-    subject = Subject(name="ours", artifact=artifact, resolve="gnet_opt.backends:get")
-    chance = random.Random(0)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        picture = folder / "input.npy"
-        pixels = Golden.read(bundle.path("golden")).pixels[:1]
-        np.save(picture, bundle.preprocess.normalize(pixels))
-        worker = stack.enter_context(started("ours", folder / "stderr"))
-        worker.load(subject, picture, threads)
-        worker.ask({"do": "warm", "seconds": _WARM_UP}, 60)
-        process = stack.enter_context(bare(artifact, picture, threads))
-        turn_of_bare(process, _WARM_UP)
-        turns: dict[str, Callable[[], dict[str, float]]] = {
-            "bare": lambda: turn_of_bare(process, seconds),
-            "ours": lambda: turn_of_ours(worker, seconds),
-        }
-        if backend.name == "openvino":
-            turns["benchmark_app"] = lambda: turn_of_benchmark_app(artifact.path, threads)
-        found = []
-        for _ in range(rounds):
-            order = chance.sample(sorted(turns), len(turns))
-            found.append({name: turns[name]() for name in order})
-    return {
-        "backend": backend.name,
-        "model": bundle.manifest["model"]["name"],
-        "precision": bundle.manifest["precision"],
-        **compare(found),
-    }
+def told(row: dict[str, Any]) -> str:
+    """A result in a line."""
+
+    def interval(figure: dict[str, float], digits: int) -> str:
+        low, high = f"{figure['low']:.{digits}f}", f"{figure['high']:.{digits}f}"
+        return f"{figure['median']:.{digits}f} [{low}, {high}]"
+
+    ours, control = row["ours"], row["control"]
+    line = (
+        f"{row['model']} {row['precision']}, {row['backend']}, {row['bare_p50_us']:.0f} us a "
+        f"query: {interval(ours['added_us'], 1)} us added (bare to itself "
+        f"{interval(control['added_us'], 1)}), p50 {interval(ours['p50_over'], 4)} of the bare "
+        f"one, n = {ours['added_us']['n']} turns of {_TURN}"
+    )
+    if "benchmark_app" in row:
+        over = row["benchmark_app"]["p50_over"]
+        line += f"; {interval(over, 3)} of benchmark_app's, n = {over['n']:.0f}"
+    return line
 
 
 def main() -> None:
     """Measure, write the result file and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
+    parser.add_argument("--starts", type=int, default=3, help="processes that the loops share")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of such a process")
+    parser.add_argument("--rounds", type=int, default=10, help="of benchmark_app beside ours")
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--bare", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--side-by-side", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.bare:
-        backend, model, picture, threads = options.bare
-        be_bare(backend, model, picture, int(threads))
+    if options.side_by_side:
+        print(json.dumps(side_by_side(options.bundles[0], options.threads, options.seconds)))
         return
-    if not options.bundles:
-        parser.error("pass at least one bundle")
     start = HostState.read()
-    measured = [
-        measure(root, options.threads, options.rounds, options.seconds) for root in options.bundles
-    ]
+    measured = []
+    for root in options.bundles:
+        measured.append(measure(root, options))
+        print(told(measured[-1]), flush=True)
     result = {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "end": HostState.read().to_dict(),
         "machine": this_machine().to_dict(),
         "results": measured,
-        "schema": "gnet-opt/overhead/1",
+        "schema": "gnet-opt/overhead/2",
         "start": start.to_dict(),
         "threads": options.threads,
         "tools": tools(),
+        "turn_queries": _TURN,
     }
-    for row in measured:
-        added = row["added_us"]
-        ratios = ", ".join(
-            f"p50 {ratio['median']:.3f} of {name}'s [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-            for name, ratio in row["p50_over"].items()
-        )
-        print(
-            f"{row['model']} {row['precision']}, {row['backend']}: {added['median']:+.1f} µs a "
-            f"query [{added['low']:+.1f}, {added['high']:+.1f}], {ratios}"
-        )
     out = options.output or RESULTS / f"overhead-{options.threads}t.json"
     write_text(out, dump_json(result))
     print(out)

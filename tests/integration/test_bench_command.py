@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import content, gnet_opt, marked, started
 from world import World
@@ -266,7 +267,10 @@ def test_what_the_loop_adds_is_measured(bundle: Make, tmp_path: Path) -> None:
     out = tmp_path / "overhead.json"
     bundles = [bundle("openvino-cpu"), bundle("raspberry-pi-5")]
     done = subprocess.run(
-        [sys.executable, program, *bundles, "--rounds", "1", "--seconds", "0.2", "-o", out],
+        [
+            *(sys.executable, program, *bundles, "--rounds", "1", "--starts", "1"),
+            *("--seconds", "1.5", "-o", out),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -274,16 +278,21 @@ def test_what_the_loop_adds_is_measured(bundle: Make, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     openvino, onnxruntime = found["results"]
-    assert set(openvino["p50_over"]) == {"bare", "benchmark_app"}
-    assert set(onnxruntime["p50_over"]) == {"bare"}
     for row in found["results"]:
-        (turns,) = row["rounds"]
-        assert all(turn["p50_us"] > 0 for turn in turns.values())
-        added = turns["ours"]["period_us"] - turns["bare"]["period_us"]
-        assert row["added_us"] == {"high": added, "low": added, "median": added}
-        assert row["p50_over"]["bare"]["median"] == (
-            turns["ours"]["p50_us"] / turns["bare"]["p50_us"]
-        )
+        turns = row["turns_us"]
+        assert set(turns) == {"again", "bare", "ours"}
+        ours, bare = np.array(turns["ours"]), np.array(turns["bare"])
+        assert len(ours) == len(bare) == row["ours"]["added_us"]["n"] > 1
+        # A turn takes at least its samples.
+        assert (ours > 0).all() and (bare > 0).all()
+        added, over = row["ours"]["added_us"], row["ours"]["p50_over"]
+        assert added["median"] == pytest.approx(np.median(ours[:, 1] - bare[:, 1]))
+        assert over["median"] == pytest.approx(np.median(ours[:, 0] / bare[:, 0]))
+        assert added["low"] <= added["median"] <= added["high"]
+    (turn,) = openvino["benchmark_app"]["rounds_us"]
+    over = openvino["benchmark_app"]["p50_over"]
+    assert over["low"] == over["median"] == turn["ours"] / turn["benchmark_app"]
+    assert "benchmark_app" not in onnxruntime
 
 
 BARE = """

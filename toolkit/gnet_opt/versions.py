@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from gnet_opt import __version__
+
 _TOOLS = (
     "numpy",
     "onnx",
@@ -21,7 +23,7 @@ _TOOLS = (
 
 def tools() -> dict[str, str]:
     """Versions of what makes the result, for the manifest."""
-    found = {"gnet-opt": version("gnet-opt"), "python": platform.python_version()}
+    found = {"gnet-opt": __version__, "python": platform.python_version()}
     for name in _TOOLS:
         try:
             found[name] = version(name)

@@ -103,6 +103,47 @@ class TestNoise:
         assert slower.count("slower") >= found
         assert faster.count("faster") >= found
 
+    @pytest.mark.parametrize("follows", [0.0, 0.4, 1.0])
+    def test_what_the_control_load_has_seen_too_is_taken_out(self, follows: float) -> None:
+        """Phases that last a run, of which the times of a model have a share, or nothing."""
+        chance = np.random.default_rng(2)
+
+        def run(level: float) -> tuple[list[float], list[float]]:
+            machine = chance.normal(0, 0.06) + chance.normal(0, 0.06, 10)
+            times = np.exp(follows * machine + chance.normal(0, 0.015, 10))
+            return list(level * times), list(np.exp(machine + chance.normal(0, 0.01, 10)))
+
+        def verdicts(level: float, *, known: bool) -> list[str]:
+            found = []
+            for _ in range(100):
+                (a, one), (b, two) = run(2.0), run(level)
+                found.append(ratio_of(a, b, (one, two) if known else None).verdict)
+            return found
+
+        assert verdicts(2.0, known=True).count("equal") >= 95
+        assert verdicts(2.2, known=True).count("slower") >= 95
+        assert verdicts(1.8, known=True).count("faster") >= 95
+        if follows == 1.0:
+            assert verdicts(2.0, known=False).count("equal") < 90
+            assert verdicts(2.2, known=False).count("slower") < 60
+
+    def test_a_control_load_that_did_not_move_changes_nothing(self) -> None:
+        a, b = [2.0, 2.1, 1.9, 2.3, 2.0], [2.4, 2.2, 2.3]
+        known = ratio_of(a, b, ([5.0] * 5, [5.0] * 3), drift=0.01)
+        assert known == ratio_of(a, b, drift=0.01)
+        # Nor does one that was slower in the second run alone, as nothing tells who follows it.
+        assert ratio_of(a, b, ([5.0] * 5, [9.0] * 3), drift=0.01) == known
+
+    @pytest.mark.parametrize(("follows", "taken"), [(-1.0, 0.0), (0.5, 0.5), (5.0, 2.0)])
+    def test_times_follow_the_control_load_within_reason(
+        self, follows: float, taken: float
+    ) -> None:
+        machine = np.array([0.0, 0.1, 0.2, 0.3])
+        here, there = machine, machine + 0.1
+        a, b = np.exp(follows * here), 1.5 * np.exp(follows * there)
+        found = ratio_of(list(a), list(b), (list(np.exp(here)), list(np.exp(there))))
+        assert found.value == pytest.approx(1.5 * math.exp(0.1 * (follows - taken)))
+
     def test_without_noise_the_band_is_the_drift(self) -> None:
         found = ratio_of([2.0] * 5, [2.2] * 5, drift=0.01)
         half = 1.96 * math.sqrt(2) * 0.01
@@ -191,6 +232,33 @@ class TestCompare:
         bad = single(2.0, scenarios={"server": _server(rounds, metric)})
         with pytest.raises(ConfigError, match="server: a run found no rate within its latency"):
             compare.compare(bad, bad)
+
+    def test_the_control_load_counts_where_both_runs_have_the_same(self) -> None:
+        def run(speed: float, work: str = "zlib 1.3") -> dict[str, Any]:
+            phases = [1.0, 1.1, 1.2, 1.1, 1.0]
+            scenario = documents.stream([[2.0 * speed * phase] for phase in phases])
+            for entry, phase in zip(scenario["rounds"], phases, strict=True):
+                entry["control_ns"] = [round(500_000 * speed * phase)] * 3
+            found = single(2.0, scenarios={"single-stream": scenario})
+            found["environment"]["control"] = work
+            return found
+
+        found = compare.compare(run(1.0), run(1.2))
+        (row,) = found.rows
+        assert (row.ratio.verdict, row.b_ms / row.a_ms) == ("equal", pytest.approx(1.2))
+        assert row.ratio.value == pytest.approx(1.0, abs=1e-4)
+        assert row.control == row.to_dict()["control"] == pytest.approx(1.2, abs=1e-4)
+        assert found.notes == (
+            "The machine itself was slower in B: the control load took 1.20 times as long. What "
+            "times follow it is taken out of the changes.",
+        )
+        unknown = run(1.2)
+        for entry in unknown["subjects"][0]["scenarios"]["single-stream"]["rounds"][:1]:
+            del entry["control_ns"]
+        for other in (run(1.2, work="zlib-ng 2.2"), unknown):
+            (row,) = compare.compare(run(1.0), other).rows
+            assert (row.ratio.verdict, row.control) == ("slower", None)
+            assert row.ratio.value == pytest.approx(1.2)
 
     def test_subjects_are_matched_by_name(self) -> None:
         one = documents.document(documents.subject(2.0, name="x"), documents.subject(3.0, name="y"))

@@ -209,6 +209,7 @@ def test_energy_soak_and_device_times_are_read_back_and_shown(tmp_path: Path) ->
     assert results_file.read(path) == json.loads(path.read_text())
     page = report.render([document])
     assert "<td>total</td><td>29.9</td>" in page
+    assert "<small>1.50 on the device</small>" in page
     # The first stretch has an event of its own, and the third one.
     drawn = page[page.index("Under sustained load") :]
     assert drawn.count('class="event"') == 4  # on a screen and on a phone

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_opt.bench import session
+from gnet_opt.bench import control, session
 from gnet_opt.bench.limits import Constraint
 from gnet_opt.bench.power import Rail, Rails, measure_energy
 from gnet_opt.bench.process import Subject
@@ -112,6 +112,18 @@ def test_the_time_on_a_device_of_its_own_stands_beside(folder: Path) -> None:
         assert found["device_ns"] == [1_000_001] * len(found["samples_ns"])
     assert "device_p50_ms" not in gpu.scenarios["multi-stream"].to_dict()
     assert "device_p50_ms" not in fast.scenarios["single-stream"].to_dict()
+
+
+def test_the_control_load_is_timed_beside_every_turn(folder: Path) -> None:
+    plan = replace(QUICK, scenarios=ALL, threads=2)
+    (found,) = measure([entry(folder, "fast")], plan)
+    for name in ALL[:3]:
+        rounds = found.scenarios[name].to_dict()["rounds"]
+        assert len(rounds) == plan.rounds
+        for each in rounds:
+            # Before the turn and after it, on as many threads as the artifact.
+            assert len(each["control_ns"]) == 2 * 2 * control.COUNT
+    assert "control_ns" not in found.scenarios["server"].to_dict()["rounds"][0]
 
 
 def test_energy_is_what_the_machine_takes_above_doing_nothing(

@@ -292,13 +292,13 @@ class _Runner:
         self._request = compiled.create_infer_request()
         shape = compiled.inputs[0].get_partial_shape()
         self._shape = tuple(d.get_length() if d.is_static else None for d in shape)
-        self._type = compiled.inputs[0].get_element_type()
+        self._dtype: str = compiled.inputs[0].get_element_type().to_dtype().name
         self._batch: InputArray | None = None
 
     def run(self, batch: InputArray) -> FloatArray:
         if self._request is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._shape, str(self._path), self._type.to_dtype().name)
+        batch = check_input(batch, self._shape, str(self._path), self._dtype)
         with translated(
             f"Running {self._path} with OpenVINO", "Check the bundle with `gnet-opt verify`."
         ):

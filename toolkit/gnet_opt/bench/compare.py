@@ -10,6 +10,13 @@ two parts, added as independent errors are:
   rounds again, with a fixed seed;
 - what no single run can say: how far the level of a run is from that of the next one (`DRIFT`).
 
+Much of both is the machine's, and `gnet_opt.bench.control` has seen it. Where both runs have the
+times of the same control load, they are the covariate of an analysis of covariance (R. A. Fisher,
+"Statistical Methods for Research Workers", 4th edition, 1932): from how the rounds of each run
+follow their control follows by how much the runs differ for its sake, and that is taken out. The
+resampling estimates this anew each time, so that the band knows what is not known of it; and what
+is left of the drift is smaller (`STEADIED_DRIFT`).
+
 Runs whose conditions differ are refused by the name of what differs, unless that is allowed. The
 latency bound belongs to the server scenario alone: where it differs only that scenario is left out.
 """
@@ -23,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from gnet_opt.errors import ConfigError
 
@@ -33,6 +41,15 @@ Measured where one result was started anew six or eight times: with what moves w
 out, 0.010 to 0.026 on two shared cores (benchmarks/results/openvino_paths-*-1t.json and
 quantizers-x86-vnni.json; tests/unit/bench/test_compare.py computes it from them).
 """
+
+STEADIED_DRIFT = 0.01
+"""The same where the control load of both runs is taken into account."""
+
+STEEPEST = 2.0
+"""The times of no model follow the control load more than so (1: by the same share)."""
+
+MOVED = 0.03
+"""A difference of the machine itself between two runs from which on it is told."""
 
 BLIND = 0.1
 """A slow-down of this share that the noise would have hidden is worth a sentence."""
@@ -66,6 +83,9 @@ _AT_A_TIME = 1_000_000
 """Differences in memory at a time; a run may have many rounds."""
 
 _SEED = 0
+_SAME = 1e-9
+"""A control load that moves by no larger share has not moved."""
+
 _Z95 = 1.96
 _MACHINE = ("architecture", "board", "cores", "cpu", "instructions")
 _IDENTITY = (
@@ -151,6 +171,8 @@ class Compared:
             of its rounds. In the server scenario the time between two queries at the best rate.
         b_ms: The same in the second run.
         ratio: The second against the first.
+        control: How many times as long the control load took beside the second run, which `ratio`
+            takes into account; None where it does not.
         metric: Name of the scenario's own figure, which is shown and not judged: the tail of a
             shared machine belongs to its neighbours.
         metric_a: That figure in the first run.
@@ -163,6 +185,7 @@ class Compared:
     a_ms: float
     b_ms: float
     ratio: Ratio
+    control: float | None
     metric: str
     metric_a: float
     metric_b: float
@@ -172,6 +195,7 @@ class Compared:
         return {
             "a_ms": self.a_ms,
             "b_ms": self.b_ms,
+            "control": self.control,
             "metric": {"a": self.metric_a, "b": self.metric_b, "name": self.metric},
             "other": self.other,
             "ratio": {"high": self.ratio.high, "low": self.ratio.low, "value": self.ratio.value},
@@ -221,7 +245,7 @@ def compare(
     *,
     match: Match = "name",
     allowed: Collection[str] = (),
-    drift: float = DRIFT,
+    drift: float | None = None,
 ) -> Comparison:
     """Compare two documents that `gnet_opt.bench.results_file.read` gave.
 
@@ -230,7 +254,8 @@ def compare(
         b: The run that may be slower.
         match: Whether subjects belong together by name or by their place in the list.
         allowed: Names of `CONDITIONS` that may differ.
-        drift: Standard deviation of the level of a run on this machine, as a share of it.
+        drift: Standard deviation of the level of a run on this machine, as a share of it; None for
+            `STEADIED_DRIFT` where the control load is known of both runs, and `DRIFT` elsewhere.
 
     Raises:
         ConfigError: The runs have no subject or no scenario in common, were measured under
@@ -247,14 +272,17 @@ def compare(
             f"{' '.join(f'--allow {name}' for name in names)} to compare them nevertheless."
         )
     rows: list[Compared] = []
+    work, other_work = (document["environment"].get("control") for document in (a, b))
+    steadied = work is not None and work == other_work
     for one, other in pairs:
-        rows += _rows(one, other, allowed, drift, notes)
+        rows += _rows(one, other, allowed, drift, notes, steadied=steadied)
     if not rows:
         raise ConfigError(
             "These runs have no scenario in common that can be judged. "
             f"{' '.join(notes) or 'Measure both with the same --scenario.'}"
         )
     notes += _blind(rows)
+    notes += _machine(rows)
     notes += _doubts(a, b)
     return Comparison(
         rows=tuple(rows),
@@ -264,22 +292,35 @@ def compare(
     )
 
 
-def ratio_of(a: Sequence[float], b: Sequence[float], *, drift: float = DRIFT) -> Ratio:
+def ratio_of(
+    a: Sequence[float],
+    b: Sequence[float],
+    controls: tuple[Sequence[float], Sequence[float]] | None = None,
+    *,
+    drift: float | None = None,
+) -> Ratio:
     """The ratio of the times of two runs, with the band of noise that the module describes.
 
     Args:
         a: The times of the first run, one a round.
         b: Those of the second run.
-        drift: Standard deviation of the level of a run, as a share of it.
+        controls: The times of the control load in the same rounds of both, None where not known.
+        drift: As for `compare`.
     """
-    logs_a, logs_b = np.log(a), np.log(b)
-    (centre,) = _shifts(logs_a[None], logs_b[None])
+    if drift is None:
+        drift = DRIFT if controls is None else STEADIED_DRIFT
+    # Without a control load it has always taken the same time.
+    logs_a, logs_b = (
+        np.log([times, [1.0] * len(times) if controls is None else controls[index]])
+        for index, times in enumerate((a, b))
+    )
+    (centre,) = _shifts(logs_a[:, None], logs_b[:, None])
     chance = np.random.default_rng(_SEED)
     drawn: list[float] = []
     while len(drawn) < _RESAMPLES:
         count = max(1, min(_RESAMPLES - len(drawn), _AT_A_TIME // (len(a) * len(b))))
-        drawn_a = chance.choice(logs_a, (count, len(a)))
-        drawn += list(_shifts(drawn_a, chance.choice(logs_b, (count, len(b)))))
+        drawn_a = chance.choice(logs_a, (count, len(a)), axis=1)
+        drawn += list(_shifts(drawn_a, chance.choice(logs_b, (count, len(b)), axis=1)))
     low, high = np.quantile(drawn, (0.025, 0.975))
     return _banded(float(centre), float(low), float(high), drift)
 
@@ -299,14 +340,37 @@ def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Itera
             yield Difference(name=name, a=one, b=other)
 
 
+_Logs = npt.NDArray[np.float64]
 _Subject = Mapping[str, Any]
 _Pairs = list[tuple[_Subject, _Subject]]
 
 
-def _shifts(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Hodges and Lehmann's estimate of how far each row of `b` is above that of `a`."""
-    differences = b[:, :, None] - a[:, None, :]
-    return np.asarray(np.median(differences.reshape(len(a), -1), axis=1))
+def _shifts(a: _Logs, b: _Logs) -> _Logs:
+    """Hodges and Lehmann's estimate of how far each row of `b` is above that of `a`.
+
+    Args:
+        a: Logarithms of times and of the control load beside them, of shape (2, rows, rounds).
+        b: The same of the second run, with as many rows.
+    """
+    slope = _slopes(a, b)[:, None]
+    times_a, times_b = a[0] - slope * a[1], b[0] - slope * b[1]
+    differences = times_b[:, :, None] - times_a[:, None, :]
+    return np.asarray(np.median(differences.reshape(len(slope), -1), axis=1))
+
+
+def _slopes(a: _Logs, b: _Logs) -> _Logs:
+    """How strongly times follow the control load within both runs together, from 0 to `STEEPEST`.
+
+    By least squares; 0 where the control load does not change.
+    """
+    products: _Logs = np.zeros(a.shape[1])
+    squares: _Logs = np.zeros(a.shape[1])
+    for run in (a, b):
+        times, control = run - run.mean(axis=2, keepdims=True)
+        products += (times * control).sum(axis=1)
+        squares += (control**2).sum(axis=1)
+    changes = squares > _SAME**2
+    return np.clip(np.divide(products, squares, where=changes, out=products * 0), 0.0, STEEPEST)
 
 
 def _banded(centre: float, low: float, high: float, drift: float) -> Ratio:
@@ -385,7 +449,13 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], pairs: _Pairs) -> I
 
 
 def _rows(
-    one: _Subject, other: _Subject, allowed: Collection[str], drift: float, notes: list[str]
+    one: _Subject,
+    other: _Subject,
+    allowed: Collection[str],
+    drift: float | None,
+    notes: list[str],
+    *,
+    steadied: bool,
 ) -> Iterator[Compared]:
     """A row for each scenario of both; notes on the others."""
     name = one["name"]
@@ -394,6 +464,7 @@ def _rows(
         if ours is None or theirs is None:
             notes.append(f"{name}, {scenario}: only in {'B' if ours is None else 'A'}.")
             continue
+        controls = None
         if scenario == "server":
             if ours["bound_ms"] != theirs["bound_ms"] and _BOUND not in allowed:
                 notes.append(
@@ -402,7 +473,7 @@ def _rows(
                     f"--latency-bound, or pass --allow {_BOUND}."
                 )
                 continue
-            judged = _server(ours, theirs, drift)
+            judged = _server(ours, theirs, DRIFT if drift is None else drift)
             if judged is None:
                 notes.append(f"{name}, server: a run found no rate within its latency bound.")
                 continue
@@ -416,7 +487,8 @@ def _rows(
                     f"Measure again with --rounds {LEAST_ROUNDS} or more."
                 )
             a_ms, b_ms = statistics.median(times_a), statistics.median(times_b)
-            ratio = ratio_of(times_a, times_b, drift=drift)
+            controls = _controls(ours, theirs) if steadied else None
+            ratio = ratio_of(times_a, times_b, controls, drift=drift)
         yield Compared(
             subject=name,
             other=other["name"],
@@ -424,6 +496,7 @@ def _rows(
             a_ms=a_ms,
             b_ms=b_ms,
             ratio=ratio,
+            control=controls and statistics.median(controls[1]) / statistics.median(controls[0]),
             metric=ours["metric"]["name"],
             metric_a=ours["metric"]["value"],
             metric_b=theirs["metric"]["value"],
@@ -438,6 +511,18 @@ def _times_ms(scenario: Mapping[str, Any]) -> list[float]:
         else entry["elapsed_ns"] / entry["pictures"] / 1e6
         for entry in scenario["rounds"]
     ]
+
+
+def _controls(
+    a: Mapping[str, Any], b: Mapping[str, Any]
+) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The mean time of the control load beside each round, None where a round has none."""
+    runs = [[entry.get("control_ns") for entry in scenario["rounds"]] for scenario in (a, b)]
+    if not all(samples for run in runs for samples in run):
+        return None
+    # The mean, as a phase that holds for a part of the turn counts for that part.
+    first, second = ([statistics.fmean(samples) for samples in run] for run in runs)
+    return first, second
 
 
 def _server(
@@ -477,6 +562,17 @@ def _blind(rows: Sequence[Compared]) -> Iterator[str]:
             f"{100 * BLIND:.0f} %; the noisiest is {worst.subject}, {worst.scenario}, where it "
             f"takes {100 * worst.ratio.resolution:.0f} %. Measure on a quiet machine, with more "
             "--rounds."
+        )
+
+
+def _machine(rows: Sequence[Compared]) -> Iterator[str]:
+    """Where the machine was not the same, and the ratio is not that of the times shown."""
+    moved = [row.control for row in rows if row.control is not None]
+    ratio = statistics.median(moved) if moved else 1.0
+    if abs(ratio - 1.0) >= MOVED:
+        yield (
+            f"The machine itself was {'slower' if ratio > 1 else 'faster'} in B: the control load "
+            f"took {ratio:.2f} times as long. What times follow it is taken out of the changes."
         )
 
 

@@ -82,6 +82,8 @@ def _overview(views: Sequence[View]) -> Section:
         cells = ["–"] * 5
         if found:
             cells = [charts.figure(found[f"p{percent}_ms"]) for percent in (50, 90, 99)]
+            if "device_p50_ms" in found:
+                cells[0] += f"<small>{charts.figure(found['device_p50_ms'])} on the device</small>"
             cells += [str(found["n"]), share_of(found["spread"])]
         rows.append(
             row(

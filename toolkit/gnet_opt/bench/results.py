@@ -10,10 +10,11 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gnet_opt.bench import control
 from gnet_opt.bench.host import HostState
 from gnet_opt.bench.latency import Speedup, percentile_ms, spread
 from gnet_opt.bench.limits import Constraint
@@ -30,12 +31,15 @@ class Stream:
         batch: Pictures that were computed at a time.
         device_rounds: What the device itself tells of each query, such as the time between two CUDA
             events, without the copies; empty where it tells nothing.
+        control_rounds: Times of the control load beside each round, in nanoseconds; empty where it
+            was not measured.
     """
 
     rounds: tuple[tuple[int, ...], ...]
     query_pictures: int = 1
     batch: int = 1
     device_rounds: tuple[tuple[int, ...], ...] = ()
+    control_rounds: tuple[tuple[int, ...], ...] = ()
 
     @property
     def samples_ns(self) -> list[int]:
@@ -54,9 +58,9 @@ class Stream:
             f"p{percent}_ms": percentile_ms(self.samples_ns, percent) for percent in (50, 90, 99)
         }
         device = [sample for samples in self.device_rounds for sample in samples]
-        rounds = [{"samples_ns": list(samples)} for samples in self.rounds]
-        for entry, samples in zip(rounds, self.device_rounds, strict=False):
-            entry["device_ns"] = list(samples)
+        rounds: list[dict[str, Any]] = [{"samples_ns": list(samples)} for samples in self.rounds]
+        _add(rounds, "device_ns", self.device_rounds)
+        _add(rounds, "control_ns", self.control_rounds)
         return {
             **figures,
             **({"device_p50_ms": percentile_ms(device, 50)} if device else {}),
@@ -77,10 +81,12 @@ class Offline:
     Attributes:
         rounds: Pictures and nanoseconds of each round.
         batch: Pictures that were computed at a time.
+        control_rounds: As of `Stream`.
     """
 
     rounds: tuple[tuple[int, int], ...]
     batch: int = 1
+    control_rounds: tuple[tuple[int, ...], ...] = ()
 
     @property
     def rates(self) -> list[float]:
@@ -89,6 +95,10 @@ class Offline:
 
     def to_dict(self) -> dict[str, Any]:
         """The scenario as it stands in the document."""
+        rounds: list[dict[str, Any]] = [
+            {"elapsed_ns": elapsed, "pictures": pictures} for pictures, elapsed in self.rounds
+        ]
+        _add(rounds, "control_ns", self.control_rounds)
         return {
             "batch": self.batch,
             "metric": {
@@ -96,9 +106,7 @@ class Offline:
                 "name": "pictures_per_second",
                 "value": statistics.median(self.rates),
             },
-            "rounds": [
-                {"elapsed_ns": elapsed, "pictures": pictures} for pictures, elapsed in self.rounds
-            ],
+            "rounds": rounds,
             "spread": spread(self.rates),
         }
 
@@ -279,6 +287,7 @@ class Environment:
         return {
             "affinity": list(self.affinity),
             "constraint": self.constraint and self.constraint.to_dict(),
+            "control": control.IDENTITY,
             "end": self.end.to_dict(),
             "machine": dict(self.machine),
             **({} if self.remote is None else {"remote": dict(self.remote)}),
@@ -372,6 +381,12 @@ _COLUMNS = (
     "cpu", "constraint", "unstable",
 )
 # fmt: on
+
+
+def _add(rounds: list[dict[str, Any]], key: str, found: Sequence[Sequence[int]]) -> None:
+    """Add to each round what was measured beside it, where it was."""
+    for entry, samples in zip(rounds, found, strict=False):
+        entry[key] = list(samples)
 
 
 def _speedup(base: Scenario, own: Scenario | None) -> Speedup | None:

@@ -101,6 +101,7 @@ _HOST = {
 _ENVIRONMENT = {
     "affinity": _List(_COUNT),
     "constraint": _Or({"cpus?": _Or(_List(_COUNT)), "label?": _TEXT, "memory_bytes?": _Or(_SIZE)}),
+    "control?": _TEXT,
     "end": _HOST,
     "machine": {
         "architecture": _TEXT,
@@ -167,12 +168,15 @@ _SETTING = {
 _STEPS = ("decode_ns", "resize_ns", "normalize_ns", "infer_ns")
 _METRIC = {"better": _TEXT, "name": _TEXT, "value": _AMOUNT}
 _STREAM = {
+    "device_p50_ms?": _POSITIVE,
     "metric": _METRIC,
     "n": _SIZE,
     "p50_ms": _POSITIVE,
     "p90_ms": _POSITIVE,
     "p99_ms": _POSITIVE,
-    "rounds": _List({"device_ns?": _SAMPLES, "samples_ns": _SAMPLES}, least=1),
+    "rounds": _List(
+        {"control_ns?": _SAMPLES, "device_ns?": _SAMPLES, "samples_ns": _SAMPLES}, least=1
+    ),
     "rounds_ms": _List(_POSITIVE, least=1),
     "spread": _AMOUNT,
 }
@@ -180,7 +184,7 @@ _SCENARIOS = {
     "multi-stream?": {**_STREAM, "query_pictures": _SIZE},
     "offline?": {
         "metric": _METRIC,
-        "rounds": _List({"elapsed_ns": _SIZE, "pictures": _SIZE}, least=1),
+        "rounds": _List({"control_ns?": _SAMPLES, "elapsed_ns": _SIZE, "pictures": _SIZE}, least=1),
         "spread": _AMOUNT,
     },
     "server?": {

@@ -253,6 +253,7 @@ class _Bench:
         self._device: list[tuple[int, ...]] = []
         self._multiples: list[tuple[int, ...]] = []
         self._offline: list[tuple[int, int]] = []
+        self._control: dict[str, list[tuple[int, ...]]] = {}
         self._trials: list[Trial] = []
         self._steps: dict[str, list[int]] = {}
         self._energy: dict[str, Any] | None = None
@@ -284,27 +285,19 @@ class _Bench:
 
     def single_stream(self) -> None:
         """A turn of single pictures."""
-        answer = self._ask("measure", self._plan.seconds, count=self._plan.count)
+        answer = self._turn(SINGLE_STREAM, "measure")
         self.singles.append(tuple(answer["samples_ns"]))
         if answer["device_ns"]:
             self._device.append(tuple(answer["device_ns"]))
 
     def multi_stream(self) -> None:
         """A turn of queries of eight pictures."""
-        answer = self._ask(
-            "measure",
-            self._plan.seconds,
-            batch=self._entry.batch,
-            count=self._plan.count,
-            pictures=QUERY,
-        )
+        answer = self._turn(MULTI_STREAM, "measure", batch=self._entry.batch, pictures=QUERY)
         self._multiples.append(tuple(answer["samples_ns"]))
 
     def offline(self) -> None:
         """A turn of as many pictures as possible."""
-        answer = self._ask(
-            "offline", self._plan.seconds, batch=self._entry.batch, count=self._plan.count
-        )
+        answer = self._turn(OFFLINE, "offline", batch=self._entry.batch)
         self._offline.append((answer["pictures"], answer["elapsed_ns"]))
 
     def serve(self, *, bound_ms: Callable[[], float], step: int) -> None:
@@ -364,14 +357,23 @@ class _Bench:
         found: dict[str, Scenario] = {}
         if SINGLE_STREAM in wanted:
             found[SINGLE_STREAM] = Stream(
-                rounds=tuple(self.singles), device_rounds=tuple(self._device)
+                rounds=tuple(self.singles),
+                device_rounds=tuple(self._device),
+                control_rounds=tuple(self._control[SINGLE_STREAM]),
             )
         if MULTI_STREAM in wanted:
             found[MULTI_STREAM] = Stream(
-                rounds=tuple(self._multiples), query_pictures=QUERY, batch=batch
+                rounds=tuple(self._multiples),
+                query_pictures=QUERY,
+                batch=batch,
+                control_rounds=tuple(self._control[MULTI_STREAM]),
             )
         if OFFLINE in wanted:
-            found[OFFLINE] = Offline(rounds=tuple(self._offline), batch=batch)
+            found[OFFLINE] = Offline(
+                rounds=tuple(self._offline),
+                batch=batch,
+                control_rounds=tuple(self._control[OFFLINE]),
+            )
         if SERVER in wanted:
             found[SERVER] = Server(rounds=tuple(self._trials), bound_ms=bound_ms)
         cold, load, first = zip(*self._started, strict=True)
@@ -394,6 +396,12 @@ class _Bench:
             energy=self._energy,
             soak=self._soak,
         )
+
+    def _turn(self, scenario: str, doing: str, **more: Any) -> dict[str, Any]:
+        """A turn of a scenario, with the control load before and after it."""
+        answer = self._ask(doing, self._plan.seconds, control=True, count=self._plan.count, **more)
+        self._control.setdefault(scenario, []).append(tuple(answer["control_ns"]))
+        return answer
 
     def _ask(self, doing: str, seconds: float, **more: Any) -> dict[str, Any]:
         assert self._worker is not None  # started first

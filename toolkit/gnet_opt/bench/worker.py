@@ -6,16 +6,17 @@ Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, 
     {"do": "load", "resolve": "module:function", "backend": NAME, "path": FILE,
      "files": [[KIND, FILE], ...], "threads": N or null, "input": FILE.npy}
     {"do": "warm", "seconds": LIMIT}
-    {"do": "measure", "seconds": S, "count": N, "pictures": N, "batch": N}
-    {"do": "offline", "seconds": S, "count": N, "batch": N}
+    {"do": "measure", "seconds": S, "count": N, "pictures": N, "batch": N, "control": BOOL}
+    {"do": "offline", "seconds": S, "count": N, "batch": N, "control": BOOL}
     {"do": "serve", "rate": QUERIES A SECOND, "count": N, "bound_ns": N, "seed": N}
     {"do": "end-to-end", "files": [FILE, ...], "preprocess": TABLE}
     {"do": "profile", ... as load ..., "runs": N}
     {"do": "run", "input": FILE.npy, "output": FILE.npy}
 
-A query of `measure` is `pictures` pictures, computed `batch` at a time; both are 1 by default. Each
-request gets one line: what was asked for, or {"error": TEXT}. The end of the input ends the
-process. Nothing runs while it waits for a line.
+A query of `measure` is `pictures` pictures, computed `batch` at a time; both are 1 by default. With
+`control` the load of `gnet_opt.bench.control` is timed before and after, on as many threads as the
+artifact was loaded for. Each request gets one line: what was asked for, or {"error": TEXT}. The end
+of the input ends the process. Nothing runs while it waits for a line.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gnet_opt.bench import scenarios
+from gnet_opt.bench import control, scenarios
 from gnet_opt.bench.limits import Constraint
 from gnet_opt.errors import BackendError, GnetOptError
 from gnet_opt.runtime import Artifact, Backend, InputArray, Runner, run_all
@@ -47,6 +48,7 @@ class _Worker:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._runner: Runner | None = None
+        self._threads: int | None = None
         self._pictures: InputArray = np.empty((0,), np.float32)
 
     def limit(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +61,8 @@ class _Worker:
         self._pictures = np.load(request["input"], allow_pickle=False)
         started = time.perf_counter_ns()
         backend, artifact = _resolved(request)
-        opened = backend.open(artifact, threads=request["threads"])
+        self._threads = request["threads"]
+        opened = backend.open(artifact, threads=self._threads)
         self._runner = self._stack.enter_context(opened)
         loaded = time.perf_counter_ns()
         self._runner.run(self._pictures[:1])
@@ -82,18 +85,29 @@ class _Worker:
         device: list[int] = []
         if hasattr(self._loaded(), "device_ns") and request.get("pictures", 1) == 1:
             query = self._noting(query, device)
+        before = self._control(request)
         samples = scenarios.back_to_back(query, seconds=request["seconds"], count=request["count"])
-        return {"device_ns": device, "samples_ns": samples, "peak_rss_bytes": peak_rss()}
+        peak = peak_rss()
+        return {
+            "control_ns": before + self._control(request),
+            "device_ns": device,
+            "peak_rss_bytes": peak,
+            "samples_ns": samples,
+        }
 
     def offline(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compute pictures for at least so long, and read the time as a whole."""
         batch = request["batch"]
+        query = self._query(batch, batch)
+        before = self._control(request)
         done, elapsed = scenarios.throughput(
-            self._query(batch, batch), seconds=request["seconds"], count=request["count"]
+            query, seconds=request["seconds"], count=request["count"]
         )
+        peak = peak_rss()
         return {
+            "control_ns": before + self._control(request),
             "elapsed_ns": elapsed,
-            "peak_rss_bytes": peak_rss(),
+            "peak_rss_bytes": peak,
             "pictures": done * batch,
         }
 
@@ -154,6 +168,10 @@ class _Worker:
         logits = run_all(runner, pictures)
         np.save(request["output"], logits)
         return {"count": len(logits)}
+
+    def _control(self, request: dict[str, Any]) -> list[int]:
+        """Times of the control load, where they are asked for."""
+        return control.times_ns(self._threads) if request.get("control") else []
 
     def _query(self, pictures: int, batch: int) -> scenarios.Run:
         """What computes so many pictures, `batch` at a time, other ones as far as there are."""

@@ -66,8 +66,8 @@ def _percent(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option(
     "--drift",
     callback=_percent,
-    default="2%",
-    show_default=True,
+    default=None,
+    show_default="1%, or 2% without a control load",
     metavar="PERCENT",
     help="How far the level of a run moves by itself: its standard deviation.",
 )
@@ -78,7 +78,7 @@ def compare(
     limit: float | None,
     match: str,
     allowed: tuple[str, ...],
-    drift: float,
+    drift: float | None,
     output: Output,
 ) -> None:
     """Say whether B is equal to A, faster or slower, each beyond the noise of the two runs.

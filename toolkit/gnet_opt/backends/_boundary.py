@@ -37,7 +37,16 @@ def translated(doing: str, advice: str) -> Iterator[None]:
     # Runtimes have no common base: OpenVINO raises RuntimeError, ONNX Runtime direct subclasses
     # of Exception, a broken installation ImportError or OSError.
     except Exception as error:
-        raise BackendError(f"{doing} failed: {_reason(error)}. {advice}") from error
+        raise failure(error, doing, advice) from error
+
+
+def failure(error: Exception, doing: str, advice: str) -> BackendError:
+    """What a runtime raised, as `translated` has it: for what runs too often to enter a block.
+
+    After a picture went through the network nothing of ours is in the caches any more, and each
+    call costs ten times what it costs in a loop by itself.
+    """
+    return BackendError(f"{doing} failed: {_reason(error)}. {advice}")
 
 
 def probe_package(module: str, distributions: tuple[str, ...], extra: str) -> Probe:

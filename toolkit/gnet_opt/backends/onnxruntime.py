@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gnet_opt.backends import _half, _lrn, _profile
-from gnet_opt.backends._boundary import check_input, probe_package, translated
+from gnet_opt.backends._boundary import check_input, failure, probe_package, translated
 from gnet_opt.errors import BackendError, require
 from gnet_opt.files import atomic_path
 from gnet_opt.machine import this_machine
@@ -316,6 +316,8 @@ class _Runner:
         self._session = session
         self._path = path
         self._input = inputs[0].name
+        self._outputs = [outputs[0].name]
+        self._checked: InputArray | None = None
         # A dimension is a number, or a name (or None) where it is free.
         self._shape = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
         # What it cannot name, such as a sequence, no array fits.
@@ -324,14 +326,19 @@ class _Runner:
     def run(self, batch: InputArray) -> FloatArray:
         if self._session is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._shape, str(self._path), self.dtype)
-        with translated(f"Running {self._path} with ONNX Runtime", _ADVICE):
-            logits = self._session.run(None, {self._input: batch})[0]
+        if batch is not self._checked:
+            checked = check_input(batch, self._shape, str(self._path), self.dtype)
+            self._checked = batch if checked is batch else None
+            batch = checked
+        try:
             # ONNX Runtime gives memory of its own to every result.
-            return np.asarray(logits, np.float32)
+            return np.asarray(self._session.run(self._outputs, {self._input: batch})[0], np.float32)
+        except Exception as error:
+            raise failure(error, f"Running {self._path} with ONNX Runtime", _ADVICE) from error
 
     def close(self) -> None:
         self._session = None
+        self._checked = None
 
 
 def _native_entries(threads: int | None) -> dict[str, str]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gnet_opt.backends import _profile
-from gnet_opt.backends._boundary import check_input, probe_package, translated
+from gnet_opt.backends._boundary import check_input, failure, probe_package, translated
 from gnet_opt.backends._lrn import lowered
-from gnet_opt.errors import BackendError, require
+from gnet_opt.errors import BackendError, GnetOptError, require
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import (
     Artifact,
@@ -294,25 +294,34 @@ class _Runner:
         self._shape = tuple(d.get_length() if d.is_static else None for d in shape)
         self._dtype: str = compiled.inputs[0].get_element_type().to_dtype().name
         self._batch: InputArray | None = None
+        self._shared: InputArray | None = None
 
     def run(self, batch: InputArray) -> FloatArray:
         if self._request is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
-        batch = check_input(batch, self._shape, str(self._path), self._dtype)
-        with translated(
-            f"Running {self._path} with OpenVINO", "Check the bundle with `gnet-opt verify`."
-        ):
+        try:
+            # The request still has what it was given last.
             if batch is not self._batch:
-                # The request is done with the memory when it returns, so that nothing is copied but
-                # what may not be written to, which OpenVINO does not share.
-                shared = batch if batch.flags.writeable else batch.copy()
-                self._request.set_input_tensor(
-                    0, import_quietly().Tensor(shared, shared_memory=True)
-                )
-                self._batch = batch if shared is batch else None
-            self._request.infer()
-            # The request writes its next result into the same memory.
-            return np.array(self._request.get_output_tensor(0).data, np.float32)
+                self._give(batch)
+            # The values are copies: the request writes its next result into the same memory.
+            return np.asarray(self._request.infer().to_tuple()[0], np.float32)
+        except GnetOptError:
+            raise
+        except Exception as error:
+            doing = f"Running {self._path} with OpenVINO"
+            raise failure(error, doing, "Check the bundle with `gnet-opt verify`.") from error
+
+    def _give(self, batch: InputArray) -> None:
+        """Let the request read the caller's memory.
+
+        Nothing is copied but what may not be written to, which OpenVINO does not share. The request
+        keeps no array alive.
+        """
+        checked = check_input(batch, self._shape, str(self._path), self._dtype)
+        self._shared = checked if checked.flags.writeable else checked.copy()
+        tensor = import_quietly().Tensor(self._shared, shared_memory=True)
+        self._request.set_input_tensor(0, tensor)
+        self._batch = batch if self._shared is batch else None
 
     def counters(self) -> dict[str, float]:
         """The mean time of each node over all runs so far, in microseconds, by its name."""
@@ -326,7 +335,7 @@ class _Runner:
 
     def close(self) -> None:
         self._request = None
-        self._batch = None
+        self._batch = self._shared = None
 
 
 def _read(core: Any, model: Path) -> Any:

@@ -8,8 +8,9 @@
 One model differs from itself by a few percent from one process to the next, hundreds of times what
 is looked for. So ours and bare share a process and a request, and take turns of a few queries in an
 order by chance; what ours adds is the median of the differences of neighbours. A second bare loop
-takes its turns as well: what *it* adds is nothing, and shows what the method can see. benchmark_app
-has a process of its own, as does the worker of `gnet-opt bench` beside it, both anew in each round.
+takes its turns as well, and ours is held against the mean of both: what the second adds to the
+first is nothing, and shows what the method can see. benchmark_app has a process of its own, as does
+the worker of `gnet-opt bench` beside it, both anew in each round.
 
 Pass a bundle for OpenVINO and one for ONNX Runtime, or either:
 
@@ -125,9 +126,14 @@ def side_by_side(root: Path, threads: int, seconds: float) -> dict[str, list[lis
     return turns
 
 
-def added(turns: dict[str, list[list[float]]], name: str) -> dict[str, Any]:
+def compare(turns: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """What ours adds to the two bare loops, and the second of these to the first, by turns."""
+    again, bare, ours = (np.array(turns[name]) for name in ("again", "bare", "ours"))
+    return {"control": added(again, bare), "ours": added(ours, (bare + again) / 2)}
+
+
+def added(loop: Array, bare: Array) -> dict[str, Any]:
     """What a loop adds to the bare one, paired by turn: medians, with 95 % intervals."""
-    loop, bare = np.array(turns[name]), np.array(turns["bare"])
     period, p50 = loop[:, 1] - bare[:, 1], loop[:, 0] / bare[:, 0]
     return {"added_us": _median(period), "p50_over": _median(p50)}
 
@@ -207,8 +213,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         "model": manifest["model"]["name"],
         "precision": manifest["precision"],
         "bare_p50_us": statistics.median(p50 for p50, _ in turns["bare"]),
-        "control": added(turns, "again"),
-        "ours": added(turns, "ours"),
+        **compare(turns),
         "turns_us": turns,
     }
     if backend == "openvino":

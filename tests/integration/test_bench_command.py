@@ -281,7 +281,8 @@ def test_what_the_loop_adds_is_measured(bundle: Make, tmp_path: Path) -> None:
     for row in found["results"]:
         turns = row["turns_us"]
         assert set(turns) == {"again", "bare", "ours"}
-        ours, bare = np.array(turns["ours"]), np.array(turns["bare"])
+        ours = np.array(turns["ours"])
+        bare = (np.array(turns["bare"]) + np.array(turns["again"])) / 2
         assert len(ours) == len(bare) == row["ours"]["added_us"]["n"] > 1
         # A turn takes at least its samples.
         assert (ours > 0).all() and (bare > 0).all()

@@ -67,6 +67,19 @@ class TestNoise:
         assert max(drifts) == pytest.approx(0.026, abs=0.003)
         assert min(drifts) < compare.DRIFT < max(drifts)
 
+    def test_the_control_load_halves_it(self) -> None:
+        """As recorded; the noise of the rounds is in it, too."""
+        recorded = json.loads((RESULTS / "compare_repeats-x86-vnni.json").read_text("utf-8"))
+        pairs = [repetition["second"] for repetition in recorded["repetitions"]]
+        steadied = np.std([math.log(pair["ratio"]["value"]) for pair in pairs], ddof=1)
+        medians = [
+            [float(np.median(pair["rounds_ms"][run])) for run in ("first", "second")]
+            for pair in pairs
+        ]
+        raw = np.std([math.log(second / first) for first, second in medians], ddof=1)
+        assert steadied / math.sqrt(2) == pytest.approx(compare.STEADIED_DRIFT, abs=0.003)
+        assert raw / math.sqrt(2) == pytest.approx(compare.DRIFT, abs=0.005)
+
     @pytest.mark.parametrize("slower", [1.0, 1.1])
     def test_on_recorded_noise(self, slower: float) -> None:
         """Any two starts of one result are equal; and with 10 % planted, hardly ever are.
@@ -259,6 +272,11 @@ class TestCompare:
             (row,) = compare.compare(run(1.0), other).rows
             assert (row.ratio.verdict, row.control) == ("slower", None)
             assert row.ratio.value == pytest.approx(1.2)
+        # Two machines: that one is slower is what was asked for.
+        elsewhere = run(1.2)
+        elsewhere["environment"]["machine"]["cpu"] = "Another CPU"
+        (row,) = compare.compare(run(1.0), elsewhere, allowed=["cpu"]).rows
+        assert (row.ratio.verdict, row.control) == ("slower", None)
 
     def test_subjects_are_matched_by_name(self) -> None:
         one = documents.document(documents.subject(2.0, name="x"), documents.subject(3.0, name="y"))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,22 @@ def test_sees_what_its_input_holds_now(
         np.testing.assert_array_equal(two, runner.run(second))
         assert not np.array_equal(one, two)
         np.testing.assert_array_equal(memory, second)
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_does_not_take_nothing_for_what_it_was_given_last(
+    writeable: bool, backend: Backend, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = compiled(backend, onnx_files["u8"], tmp_path)
+    given = models.pictures(1)
+    given.setflags(write=writeable)
+    nothing: Any = None
+    with backend.open(artifact, threads=1) as runner:
+        with pytest.raises((BackendError, AttributeError)):
+            runner.run(nothing)
+        runner.run(given)
+        with pytest.raises((BackendError, AttributeError)):
+            runner.run(nothing)
 
 
 def test_does_not_change_its_input_or_need_it_contiguous(

@@ -26,6 +26,14 @@ def test_the_threads_of_the_machine_and_no_more_than_enough(
     assert control.times_ns(64) == [1] * control.MOST_THREADS
 
 
+def test_where_no_thread_can_be_started_one_has_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(count: int) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(control, "ThreadPoolExecutor", refuse)
+    assert len(control.times_ns(4)) == control.COUNT
+
+
 def test_there_is_work_in_it() -> None:
     text = control._text()
     assert text == control._text()

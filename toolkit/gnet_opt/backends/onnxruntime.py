@@ -317,7 +317,8 @@ class _Runner:
         self._path = path
         self._input = inputs[0].name
         self._outputs = [outputs[0].name]
-        self._checked: InputArray | None = None
+        # What no caller can pass: nothing was checked yet.
+        self._checked: object = self
         # A dimension is a number, or a name (or None) where it is free.
         self._shape = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
         # What it cannot name, such as a sequence, no array fits.
@@ -328,7 +329,7 @@ class _Runner:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
         if batch is not self._checked:
             checked = check_input(batch, self._shape, str(self._path), self.dtype)
-            self._checked = batch if checked is batch else None
+            self._checked = batch if checked is batch else self
             batch = checked
         try:
             # ONNX Runtime gives memory of its own to every result.
@@ -338,7 +339,7 @@ class _Runner:
 
     def close(self) -> None:
         self._session = None
-        self._checked = None
+        self._checked = self
 
 
 def _native_entries(threads: int | None) -> dict[str, str]:

@@ -292,8 +292,9 @@ class _Runner:
         self._request = compiled.create_infer_request()
         shape = compiled.inputs[0].get_partial_shape()
         self._shape = tuple(d.get_length() if d.is_static else None for d in shape)
-        self._dtype: str = compiled.inputs[0].get_element_type().to_dtype().name
-        self._batch: InputArray | None = None
+        self._type = compiled.inputs[0].get_element_type()
+        # What no caller can pass: nothing was given yet.
+        self._batch: object = self
         self._shared: InputArray | None = None
 
     def run(self, batch: InputArray) -> FloatArray:
@@ -317,11 +318,11 @@ class _Runner:
         Nothing is copied but what may not be written to, which OpenVINO does not share. The request
         keeps no array alive.
         """
-        checked = check_input(batch, self._shape, str(self._path), self._dtype)
+        checked = check_input(batch, self._shape, str(self._path), self._type.to_dtype().name)
         self._shared = checked if checked.flags.writeable else checked.copy()
         tensor = import_quietly().Tensor(self._shared, shared_memory=True)
         self._request.set_input_tensor(0, tensor)
-        self._batch = batch if self._shared is batch else None
+        self._batch = batch if self._shared is batch else self
 
     def counters(self) -> dict[str, float]:
         """The mean time of each node over all runs so far, in microseconds, by its name."""
@@ -335,7 +336,7 @@ class _Runner:
 
     def close(self) -> None:
         self._request = None
-        self._batch = self._shared = None
+        self._batch, self._shared = self, None
 
 
 def _read(core: Any, model: Path) -> Any:

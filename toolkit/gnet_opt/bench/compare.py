@@ -15,7 +15,7 @@ times of the same control load, under the same conditions, they are the covariat
 covariance (R. A. Fisher, "Statistical Methods for Research Workers", 4th edition, 1932): how much
 the rounds of a run follow their control tells by how much the runs differ for its sake, and that is
 taken out. The resampling estimates this anew each time, so that the band knows what is not known of
-it; and what is left of the drift is smaller (`STEADIED_DRIFT`).
+it; and the more the control explains, the smaller is what is left of the drift (`STEADIED_DRIFT`).
 
 Runs whose conditions differ are refused by the name of what differs, unless that is allowed. The
 latency bound belongs to the server scenario alone: where it differs only that scenario is left out.
@@ -43,7 +43,10 @@ quantizers-x86-vnni.json; tests/unit/bench/test_compare.py computes it from them
 """
 
 STEADIED_DRIFT = 0.01
-"""The same where the control load of both runs is taken into account.
+"""The same where all that moves within runs is explained by the control load.
+
+Where it explains a share, the variances of the two are mixed by it: what does not follow the
+control load within a run has not become steadier between runs.
 
 Measured with 20 pairs of runs of one bundle on two shared cores: their ratios, the noise of the
 rounds included, have a standard deviation of 0.014, so a run has 0.010; without the control load
@@ -88,8 +91,8 @@ _AT_A_TIME = 1_000_000
 """Differences in memory at a time; a run may have many rounds."""
 
 _SEED = 0
-_SAME = 1e-9
-"""A control load that moves by no larger share has not moved."""
+_NOTHING = 1e-18
+"""A sum of squares of logarithms that is no larger is of equal values."""
 
 _Z95 = 1.96
 _MACHINE = ("architecture", "board", "cores", "cpu", "instructions")
@@ -260,7 +263,7 @@ def compare(
         match: Whether subjects belong together by name or by their place in the list.
         allowed: Names of `CONDITIONS` that may differ.
         drift: Standard deviation of the level of a run on this machine, as a share of it; None for
-            `STEADIED_DRIFT` where the control load is known of both runs, and `DRIFT` elsewhere.
+            `DRIFT`, and for less the more the control load explains, down to `STEADIED_DRIFT`.
 
     Raises:
         ConfigError: The runs have no subject or no scenario in common, were measured under
@@ -314,14 +317,16 @@ def ratio_of(
         controls: The times of the control load in the same rounds of both, None where not known.
         drift: As for `compare`.
     """
-    if drift is None:
-        drift = DRIFT if controls is None else STEADIED_DRIFT
     # Without a control load it has always taken the same time.
     logs_a, logs_b = (
         np.log([times, [1.0] * len(times) if controls is None else controls[index]])
         for index, times in enumerate((a, b))
     )
-    (centre,) = _shifts(logs_a[:, None], logs_b[:, None])
+    whole = logs_a[:, None], logs_b[:, None]
+    (centre,) = _shifts(*whole)
+    if drift is None:
+        share = _explained(*whole)
+        drift = math.sqrt(share * STEADIED_DRIFT**2 + (1 - share) * DRIFT**2)
     chance = np.random.default_rng(_SEED)
     drawn: list[float] = []
     while len(drawn) < _RESAMPLES:
@@ -370,14 +375,37 @@ def _slopes(a: _Logs, b: _Logs) -> _Logs:
 
     By least squares; 0 where the control load does not change.
     """
-    products: _Logs = np.zeros(a.shape[1])
-    squares: _Logs = np.zeros(a.shape[1])
+    both, _, control = _within(a, b)
+    return np.clip(_divided(both, control), 0.0, STEEPEST)
+
+
+def _explained(a: _Logs, b: _Logs) -> float:
+    """Share of the variance of times within both runs that the control load explains, 0 to 1."""
+    both, times, control = _within(a, b)
+    return float(_divided(np.maximum(both, 0.0) ** 2, times * control)[0])
+
+
+def _within(a: _Logs, b: _Logs) -> tuple[_Logs, _Logs, _Logs]:
+    """Sums within both runs: of products, of squares of times, of squares of the control load."""
+    sums = np.zeros((3, a.shape[1]))
     for run in (a, b):
         times, control = run - run.mean(axis=2, keepdims=True)
-        products += (times * control).sum(axis=1)
-        squares += (control**2).sum(axis=1)
-    changes = squares > _SAME**2
-    return np.clip(np.divide(products, squares, where=changes, out=products * 0), 0.0, STEEPEST)
+        sums += np.stack(
+            [
+                (x * y).sum(axis=1)
+                for x, y in (
+                    (times, control),
+                    (times, times),
+                    (control, control),
+                )
+            ]
+        )
+    return sums[0], sums[1], sums[2]
+
+
+def _divided(above: _Logs, below: _Logs) -> _Logs:
+    """The quotient, 0 where nothing but rounding is below."""
+    return np.divide(above, below, where=below > _NOTHING, out=np.zeros_like(above))
 
 
 def _banded(centre: float, low: float, high: float, drift: float) -> Ratio:
@@ -574,12 +602,13 @@ def _blind(rows: Sequence[Compared]) -> Iterator[str]:
 
 def _machine(rows: Sequence[Compared]) -> Iterator[str]:
     """Where the machine was not the same, and the ratio is not that of the times shown."""
-    moved = [row.control for row in rows if row.control is not None]
-    ratio = statistics.median(moved) if moved else 1.0
-    if abs(ratio - 1.0) >= MOVED:
+    ratios = {row.control: row for row in rows if row.control is not None}
+    ratio = max(ratios, key=lambda each: abs(math.log(each)), default=1.0)
+    if abs(math.log(ratio)) >= MOVED:
         yield (
-            f"The machine itself was {'slower' if ratio > 1 else 'faster'} in B: the control load "
-            f"took {ratio:.2f} times as long. What times follow it is taken out of the changes."
+            f"The machine itself was {'slower' if ratio > 1 else 'faster'} in B: beside "
+            f"{ratios[ratio].other}, {ratios[ratio].scenario}, the control load took {ratio:.2f} "
+            "times as long. As far as times follow it, it is taken out of the changes."
         )
 
 

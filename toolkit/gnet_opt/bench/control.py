@@ -8,13 +8,15 @@ times of a model follow it is estimated within runs, and what it explains betwee
 
 The work is to compress a text with zlib, which is part of every Python. It has branches, look-ups
 and arithmetic, stays in the caches, and holds no lock of Python's, so that several threads do it
-side by side.
+side by side. It is no thermometer of the model alone: one that makes its machine throttle slows the
+control load after it, too. That is what `--soak` tells.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +24,11 @@ from itertools import chain
 
 from gnet_opt.machine import this_machine
 
-IDENTITY = f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
-"""What does the work; times of different ones are not compared."""
+IDENTITY = (
+    f"zlib {zlib.ZLIB_RUNTIME_VERSION}, Python {platform.python_version()}, "
+    f"{platform.python_compiler()}"
+)
+"""What does the work, and who built it; times of different ones are not compared."""
 
 COUNT = 40
 """How often each thread does it before a turn, and again after it."""
@@ -48,8 +53,11 @@ def times_ns(threads: int | None) -> list[int]:
     count = min(threads or this_machine().cores, MOST_THREADS)
     if count == 1:
         return _timed()
-    with ThreadPoolExecutor(count) as pool:
-        return list(chain.from_iterable(pool.map(lambda _: _timed(), range(count))))
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            return list(chain.from_iterable(pool.map(lambda _: _timed(), range(count))))
+    except RuntimeError:  # no thread can be started: a limit of memory counts their stacks
+        return _timed()
 
 
 def _timed() -> list[int]:

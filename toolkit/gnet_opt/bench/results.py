@@ -386,7 +386,8 @@ _COLUMNS = (
 def _add(rounds: list[dict[str, Any]], key: str, found: Sequence[Sequence[int]]) -> None:
     """Add to each round what was measured beside it, where it was."""
     for entry, samples in zip(rounds, found, strict=False):
-        entry[key] = list(samples)
+        if samples:
+            entry[key] = list(samples)
 
 
 def _speedup(base: Scenario, own: Scenario | None) -> Speedup | None:

@@ -67,7 +67,7 @@ def _percent(context: click.Context, parameter: click.Parameter, value: str | No
     "--drift",
     callback=_percent,
     default=None,
-    show_default="1%, or 2% without a control load",
+    show_default="2%, and down to 1% the more a control load explains",
     metavar="PERCENT",
     help="How far the level of a run moves by itself: its standard deviation.",
 )

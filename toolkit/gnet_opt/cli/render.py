@@ -120,11 +120,13 @@ def compared_runs(found: Comparison) -> list[Table | str]:
             figure(row.b_ms),
             f"{100 * (row.ratio.value - 1):+.1f} "
             f"[{100 * (row.ratio.low - 1):+.1f}, {100 * (row.ratio.high - 1):+.1f}]",
+            "" if row.control is None else f"{row.control:.2f}",
             row.ratio.verdict,
         )
         for row in found.rows
     ]
-    columns = ("subject", "scenario", "A, ms", "B, ms", "change of time, % [noise band]", "B is")
+    change = "change of time, % [noise band]"
+    columns = ("subject", "scenario", "A, ms", "B, ms", change, "control load, B/A", "B is")
     shown: list[Table | str] = [listing("B against A", columns, rows)]
     shown += [f"Differs: {difference}." for difference in found.differences]
     shown += [f"Differs, as allowed: {difference}." for difference in found.allowed]

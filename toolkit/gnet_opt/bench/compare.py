@@ -387,20 +387,9 @@ def _explained(a: _Logs, b: _Logs) -> float:
 
 def _within(a: _Logs, b: _Logs) -> tuple[_Logs, _Logs, _Logs]:
     """Sums within both runs: of products, of squares of times, of squares of the control load."""
-    sums = np.zeros((3, a.shape[1]))
-    for run in (a, b):
-        times, control = run - run.mean(axis=2, keepdims=True)
-        sums += np.stack(
-            [
-                (x * y).sum(axis=1)
-                for x, y in (
-                    (times, control),
-                    (times, times),
-                    (control, control),
-                )
-            ]
-        )
-    return sums[0], sums[1], sums[2]
+    parts = (run - run.mean(axis=2, keepdims=True) for run in (a, b))
+    sums = sum(np.einsum("irn,jrn->ijr", part, part) for part in parts)
+    return sums[0, 1], sums[0, 0], sums[1, 1]
 
 
 def _divided(above: _Logs, below: _Logs) -> _Logs:
@@ -551,9 +540,13 @@ def _times_ms(scenario: Mapping[str, Any]) -> list[float]:
 def _controls(
     a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> tuple[Sequence[float], Sequence[float]] | None:
-    """The mean time of the control load beside each round, None where a round has none."""
-    runs = [[entry.get("control_ns") for entry in scenario["rounds"]] for scenario in (a, b)]
-    if not all(samples for run in runs for samples in run):
+    """The mean time of the control load beside each round.
+
+    None where a round has none, or not so many as the others: it ran on fewer threads there.
+    """
+    runs = [[entry.get("control_ns", []) for entry in scenario["rounds"]] for scenario in (a, b)]
+    counts = {len(samples) for run in runs for samples in run}
+    if 0 in counts or len(counts) > 1:
         return None
     # The mean, as a phase that holds for a part of the turn counts for that part.
     first, second = ([statistics.fmean(samples) for samples in run] for run in runs)

@@ -48,7 +48,8 @@ def times_ns(threads: int | None) -> list[int]:
             the most.
 
     Returns:
-        The time of each piece of work, `COUNT` a thread, in nanoseconds.
+        The time of each piece of work, `COUNT` a thread, in nanoseconds; of one thread where a
+        limit of memory lets no more be started.
     """
     count = min(threads or this_machine().cores, MOST_THREADS)
     if count == 1:

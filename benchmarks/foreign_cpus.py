@@ -55,6 +55,7 @@ PACKAGES = (
     "pillow",
     "pygments",
     "rich",
+    "threadpoolctl",
 )
 """What `gnet-opt[onnxruntime]` needs on a device, in the versions that are installed here."""
 

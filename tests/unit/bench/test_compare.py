@@ -77,8 +77,9 @@ class TestNoise:
             for pair in pairs
         ]
         raw = np.std([math.log(second / first) for first, second in medians], ddof=1)
-        assert steadied / math.sqrt(2) == pytest.approx(compare.STEADIED_DRIFT, abs=0.003)
-        assert raw / math.sqrt(2) == pytest.approx(compare.DRIFT, abs=0.005)
+        assert steadied / math.sqrt(2) == pytest.approx(0.017, abs=0.002)
+        assert raw / math.sqrt(2) == pytest.approx(0.036, abs=0.002)
+        assert compare.STEADIED_DRIFT < steadied / math.sqrt(2) < compare.DRIFT < raw / math.sqrt(2)
 
     @pytest.mark.parametrize("slower", [1.0, 1.1])
     def test_on_recorded_noise(self, slower: float) -> None:
@@ -159,7 +160,7 @@ class TestNoise:
             (a, one), (b, two) = run(0.0), run(0.03)
             assert ratio_of(a, b, (one, two)).verdict == "equal"
 
-    @pytest.mark.parametrize(("follows", "taken"), [(-1.0, 0.0), (0.5, 0.5), (5.0, 2.0)])
+    @pytest.mark.parametrize(("follows", "taken"), [(-1.0, 0.0), (0.5, 0.5), (5.0, 3.0)])
     def test_times_follow_the_control_load_within_reason(
         self, follows: float, taken: float
     ) -> None:
@@ -259,7 +260,7 @@ class TestCompare:
             compare.compare(bad, bad)
 
     def test_the_control_load_counts_where_both_runs_have_the_same(self) -> None:
-        def run(speed: float, work: str = "zlib 1.3") -> dict[str, Any]:
+        def run(speed: float, work: str = "NumPy 2.4") -> dict[str, Any]:
             phases = [1.0, 1.1, 1.2, 1.1, 1.0]
             scenario = documents.stream([[2.0 * speed * phase] for phase in phases])
             for entry, phase in zip(scenario["rounds"], phases, strict=True):
@@ -281,9 +282,7 @@ class TestCompare:
         unknown = run(1.2)
         for entry in unknown["subjects"][0]["scenarios"]["single-stream"]["rounds"][:1]:
             del entry["control_ns"]
-        fewer = run(1.2)
-        fewer["subjects"][0]["scenarios"]["single-stream"]["rounds"][0]["control_ns"].pop()
-        for other in (run(1.2, work="zlib-ng 2.2"), unknown, fewer):
+        for other in (run(1.2, work="NumPy 1.26"), unknown):
             (row,) = compare.compare(run(1.0), other).rows
             assert (row.ratio.verdict, row.control) == ("slower", None)
             assert row.ratio.value == pytest.approx(1.2)

@@ -38,6 +38,8 @@ class Runner:
     def run(self, batch):
         with open(self.path.parent / "log", "a") as log:
             log.write(f"{self.path.name} {len(batch)} {os.getpid()}\\n")
+        if self.path.name == "wide" and len(batch) > 1:
+            self.scratch = bytearray(200_000_000)
         time.sleep(MS.get(self.path.name, 0) / 1e3)
         return batch.reshape(len(batch), -1)
 
@@ -122,8 +124,31 @@ def test_the_control_load_is_timed_beside_every_turn(folder: Path) -> None:
         assert len(rounds) == plan.rounds
         for each in rounds:
             # Before the turn and after it, on as many threads as the artifact.
-            assert len(each["control_ns"]) == 2 * 2 * control.COUNT
+            times = 2 * plan.threads
+            assert times * control.LEAST <= len(each["control_ns"]) <= times * control.COUNT
     assert "control_ns" not in found.scenarios["server"].to_dict()["rounds"][0]
+
+
+@pytest.mark.parametrize(("scenario", "wide"), [("single-stream", False), ("offline", True)])
+def test_memory_is_what_pictures_at_a_time_take(folder: Path, scenario: str, wide: bool) -> None:
+    plan = replace(QUICK, rounds=1, scenarios=(scenario,))
+    (found,) = measure([entry(folder, "wide", batch=8)], plan)
+    if found.peak_rss_bytes is None:
+        pytest.skip("this system does not tell it")
+    assert (found.peak_rss_bytes > 200e6) == wide
+
+
+def test_the_control_load_is_not_in_the_memory(
+    folder: Path,
+) -> None:
+    heavy = """
+from gnet_opt.bench import control
+control.times_ns = lambda threads: [bytearray(300_000_000)[0] + 1]
+"""
+    (folder / "fake_runtimes.py").write_text(heavy + textwrap.dedent(FAKE))
+    (found,) = measure([entry(folder, "fast")], QUICK)
+    assert found.scenarios["single-stream"].to_dict()["rounds"][0]["control_ns"] == [1, 1]
+    assert found.peak_rss_bytes is None or found.peak_rss_bytes < 200e6
 
 
 def test_energy_is_what_the_machine_takes_above_doing_nothing(

@@ -287,7 +287,7 @@ class Environment:
         return {
             "affinity": list(self.affinity),
             "constraint": self.constraint and self.constraint.to_dict(),
-            "control": control.IDENTITY,
+            "control": control.identity(),
             "end": self.end.to_dict(),
             "machine": dict(self.machine),
             **({} if self.remote is None else {"remote": dict(self.remote)}),

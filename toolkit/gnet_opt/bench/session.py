@@ -248,7 +248,6 @@ class _Bench:
         self._warm: list[dict[str, Any]] = []
         self._held = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
-        self._peak: int | None = None
         self.singles: list[tuple[int, ...]] = []
         self._device: list[tuple[int, ...]] = []
         self._multiples: list[tuple[int, ...]] = []
@@ -280,8 +279,10 @@ class _Bench:
         self._worker = worker
 
     def warm(self) -> None:
-        """Run until times are steady."""
-        self._warm.append(self._ask("warm", self._plan.warm_up))
+        """Run until times are steady, and read the memory before the control load takes some."""
+        batched = {MULTI_STREAM, OFFLINE} & set(self._plan.scenarios)
+        batch = self._entry.batch if batched else 1
+        self._warm.append(self._ask("warm", self._plan.warm_up, batch=batch))
 
     def single_stream(self) -> None:
         """A turn of single pictures."""
@@ -377,11 +378,12 @@ class _Bench:
         if SERVER in wanted:
             found[SERVER] = Server(rounds=tuple(self._trials), bound_ms=bound_ms)
         cold, load, first = zip(*self._started, strict=True)
+        peaks = [one["peak_rss_bytes"] for one in self._warm]
         return Measured(
             cold_start_ms=cold,
             load_ms=load,
             first_ms=first,
-            peak_rss_bytes=self._peak,
+            peak_rss_bytes=max((peak for peak in peaks if peak is not None), default=None),
             warm_up={
                 "count": sum(one["count"] for one in self._warm),
                 "seconds": sum(one["seconds"] for one in self._warm),
@@ -407,11 +409,7 @@ class _Bench:
         assert self._worker is not None  # started first
         request = {"do": doing, "seconds": seconds, **more}
         with _explained(self._plan.constraint):
-            answer = self._worker.ask(request, seconds + self._plan.timeout)
-        # Decoding pictures tells none, and is no part of it.
-        peaks = (self._peak, answer.get("peak_rss_bytes"))
-        self._peak = max((peak for peak in peaks if peak is not None), default=None)
-        return answer
+            return self._worker.ask(request, seconds + self._plan.timeout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, 
     {"do": "limit", "cpus": [N, ...] or null, "memory_bytes": N or null}
     {"do": "load", "resolve": "module:function", "backend": NAME, "path": FILE,
      "files": [[KIND, FILE], ...], "threads": N or null, "input": FILE.npy}
-    {"do": "warm", "seconds": LIMIT}
+    {"do": "warm", "seconds": LIMIT, "batch": N}
     {"do": "measure", "seconds": S, "count": N, "pictures": N, "batch": N, "control": BOOL}
     {"do": "offline", "seconds": S, "count": N, "batch": N, "control": BOOL}
     {"do": "serve", "rate": QUERIES A SECOND, "count": N, "bound_ns": N, "seed": N}
@@ -13,10 +13,11 @@ Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, 
     {"do": "profile", ... as load ..., "runs": N}
     {"do": "run", "input": FILE.npy, "output": FILE.npy}
 
-A query of `measure` is `pictures` pictures, computed `batch` at a time; both are 1 by default. With
-`control` the load of `gnet_opt.bench.control` is timed before and after, on as many threads as the
-artifact was loaded for. Each request gets one line: what was asked for, or {"error": TEXT}. The end
-of the input ends the process. Nothing runs while it waits for a line.
+A query of `measure` is `pictures` pictures, computed `batch` at a time; all of these are 1 by
+default. With `control` the load of `gnet_opt.bench.control` is timed before and after, on as many
+threads as the artifact was loaded for; from then on the most memory that the process had is also
+that load's, so that it is read after `warm`. Each request gets one line: what was asked for, or
+{"error": TEXT}. The end of the input ends the process. Nothing runs while it waits for a line.
 """
 
 from __future__ import annotations
@@ -70,11 +71,15 @@ class _Worker:
         return {"load_ns": loaded - started, "first_ns": first - loaded}
 
     def warm(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run until times are steady, or time is up."""
+        """Run until times are steady, or time is up; before it as many at a time as will be."""
         started = time.perf_counter_ns()
+        batch = request.get("batch", 1)
+        if batch > 1:
+            self._query(batch, batch)()
         warm = scenarios.warm_up(self._query(1, 1), seconds=request["seconds"])
         return {
             "count": len(warm.samples_ns),
+            "peak_rss_bytes": peak_rss(),
             "seconds": (time.perf_counter_ns() - started) / 1e9,
             "steady": warm.steady,
         }
@@ -82,16 +87,15 @@ class _Worker:
     def measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run queries back to back, for at least so long and at least so often."""
         query = self._query(request.get("pictures", 1), request.get("batch", 1))
+        before = self._control(request, query)
         device: list[int] = []
         if hasattr(self._loaded(), "device_ns") and request.get("pictures", 1) == 1:
             query = self._noting(query, device)
-        before = self._control(request)
         samples = scenarios.back_to_back(query, seconds=request["seconds"], count=request["count"])
-        peak = peak_rss()
         return {
-            "control_ns": before + self._control(request),
             "device_ns": device,
-            "peak_rss_bytes": peak,
+            "peak_rss_bytes": peak_rss(),
+            "control_ns": before + self._control(request),
             "samples_ns": samples,
         }
 
@@ -99,15 +103,13 @@ class _Worker:
         """Compute pictures for at least so long, and read the time as a whole."""
         batch = request["batch"]
         query = self._query(batch, batch)
-        before = self._control(request)
+        before = self._control(request, query)
         done, elapsed = scenarios.throughput(
             query, seconds=request["seconds"], count=request["count"]
         )
-        peak = peak_rss()
         return {
             "control_ns": before + self._control(request),
             "elapsed_ns": elapsed,
-            "peak_rss_bytes": peak,
             "pictures": done * batch,
         }
 
@@ -169,9 +171,15 @@ class _Worker:
         np.save(request["output"], logits)
         return {"count": len(logits)}
 
-    def _control(self, request: dict[str, Any]) -> list[int]:
-        """Times of the control load, where they are asked for."""
-        return control.times_ns(self._threads) if request.get("control") else []
+    def _control(self, request: dict[str, Any], query: scenarios.Run | None = None) -> list[int]:
+        """Times of the control load, where they are asked for, and the query that comes next."""
+        if not request.get("control"):
+            return []
+        times = control.times_ns(self._threads)
+        if query is not None:
+            # The model finds the caches full of something else.
+            query()
+        return times
 
     def _query(self, pictures: int, batch: int) -> scenarios.Run:
         """What computes so many pictures, `batch` at a time, other ones as far as there are."""

@@ -27,7 +27,13 @@ RUNTIMES = {
 }
 """The module that each of our own backends imports; others cannot be looked for."""
 
-_BASE = {"PIL": "pillow", "click": "click", "numpy": "numpy", "rich": "rich"}
+_BASE = {
+    "PIL": "pillow",
+    "click": "click",
+    "numpy": "numpy",
+    "rich": "rich",
+    "threadpoolctl": "threadpoolctl",
+}
 """What gnet-opt imports on a device in any case: packages by module."""
 
 _TOMLI = "tomli"

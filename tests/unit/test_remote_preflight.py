@@ -153,4 +153,5 @@ def test_an_old_python_can_read_what_it_is_sent() -> None:
 
 def test_the_least_versions_are_those_of_our_own_package() -> None:
     least = preflight._least_versions()
-    assert {"numpy", "pillow", "click", "rich", "onnxruntime", "openvino"} <= set(least)
+    wanted = {"numpy", "pillow", "click", "rich", "threadpoolctl", "onnxruntime", "openvino"}
+    assert wanted <= set(least)

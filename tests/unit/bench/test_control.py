@@ -4,53 +4,74 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 from gnet_opt.bench import control
 
 
-def test_every_thread_times_its_own_work() -> None:
+@pytest.fixture(autouse=True)
+def _counted_anew() -> Iterator[None]:
+    count = control._count
+    count.cache_clear()
+    yield
+    count.cache_clear()
+
+
+@pytest.mark.parametrize(("longest", "count"), [(1000.0, control.COUNT), (0.0, control.LEAST)])
+def test_every_thread_times_its_own_work(
+    monkeypatch: pytest.MonkeyPatch, longest: float, count: int
+) -> None:
+    """A small device, for which one piece is long, does fewer."""
+    monkeypatch.setattr(control, "LONGEST", longest)
     for threads in (1, 3):
         times = control.times_ns(threads)
-        assert threads * control.LEAST <= len(times) <= threads * control.COUNT
+        assert len(times) == threads * count
         assert min(times) > 0
 
 
-def test_a_small_device_does_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_does_it_always_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "LONGEST", 1000.0)
+    assert len(control.times_ns(1)) == control.COUNT
     monkeypatch.setattr(control, "LONGEST", 0.0)
-    assert len(control.times_ns(2)) == 2 * control.LEAST
+    assert len(control.times_ns(1)) == control.COUNT
 
 
 def test_the_threads_of_the_machine_and_no_more_than_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(control, "_timed", lambda: [1])
+    monkeypatch.setattr(control, "_timed", lambda count: [1])
     monkeypatch.setattr(control, "this_machine", lambda: SimpleNamespace(cores=2))
     assert control.times_ns(None) == [1, 1]
     assert control.times_ns(64) == [1] * control.MOST_THREADS
 
 
 def test_blas_starts_no_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pools() -> list[int]:
+    def pools(count: int) -> list[int]:
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    before = pools()
-    if not before:
-        pytest.skip("threadpoolctl knows no BLAS of this NumPy")
+    before = pools(0)
+    monkeypatch.setattr(control, "_count", lambda: 1)
     monkeypatch.setattr(control, "_timed", pools)
-    assert set(control.times_ns(2)) == {1}
-    assert pools() == before
+    assert control.times_ns(2) == [1] * 2 * len(before)
+    assert pools(0) == before
+
+
+def test_an_unknown_blas_might_start_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = ThreadpoolController().select(user_api="nothing")
+    monkeypatch.setattr(control, "_blas", lambda: none)
+    assert control.times_ns(1) == []
+    assert control.identity().endswith("unknown BLAS")
 
 
 def test_where_no_thread_can_be_started_there_are_no_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(count: int) -> None:
+    def refuse(count: int, *, initializer: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(control, "ThreadPoolExecutor", refuse)
@@ -84,11 +105,9 @@ def test_there_is_work_in_it() -> None:
         assert len(np.unique(factor)) > factor.size / 10
 
 
-def test_the_work_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"NumPy {np.__version__}" in control.identity()
-
-    def old(mode: str | None = None) -> Any:
-        raise TypeError("show() got an unexpected keyword argument 'mode'")
-
-    monkeypatch.setattr(np, "show_config", old)
-    assert control.identity().endswith("unknown BLAS")
+def test_the_work_is_named() -> None:
+    (blas,) = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert control.identity() == (
+        f"256x768x768 float32, NumPy {np.__version__}, "
+        f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
+    )

@@ -39,7 +39,8 @@ DRIFT = 0.02
 
 Measured where one result was started anew six or eight times: with what moves within a start taken
 out, 0.010 to 0.026 on two shared cores (benchmarks/results/openvino_paths-*-1t.json and
-quantizers-x86-vnni.json; tests/unit/bench/test_compare.py computes it from them).
+quantizers-x86-vnni.json; tests/unit/bench/test_compare.py computes it from them). Two other cores
+had more, see `STEADIED_DRIFT`: without times of the control load `--drift` may be needed.
 """
 
 STEADIED_DRIFT = 0.01
@@ -54,7 +55,10 @@ noise of its rounds is in that, too; without the control load it had 0.036
 """
 
 STEEPEST = 3.0
-"""The times of no model follow the control load more than so (1: by the same share)."""
+"""The times of no model follow the control load more than so (1: by the same share).
+
+Between the runs of compare_repeats-x86-vnni.json they followed it at 2.1.
+"""
 
 MOVED = 0.03
 """A difference of the machine itself between two runs from which on it is told."""
@@ -463,7 +467,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], pairs: _Pairs) -> I
     for tool in sorted((set(here) | set(there)) - {"gnet-opt"}):
         if here.get(tool) != there.get(tool):
             yield Difference(name=tool, a=here.get(tool), b=there.get(tool))
-    for key in ("rounds", "seconds", "seed"):
+    for key in ("rounds", "scenarios", "seconds", "seed"):
         if a["settings"][key] != b["settings"][key]:
             yield Difference(name=key, a=a["settings"][key], b=b["settings"][key])
     for one, other in pairs:

@@ -7,11 +7,11 @@ same phases, and knows no model. So `gnet_opt.bench.compare` takes it as the cov
 analysis of covariance: how strongly the times of a model follow it is estimated within runs, and
 what it explains between runs is taken out.
 
-The work is a product of matrices by NumPy's BLAS, as of a 1x1 convolution of GoogLeNet's middle,
-and for that likeness: vectors that multiply and add, with weights that do not fit into the cache of
-one core. On two shared cores a model's times followed it at 0.7 to 0.9 (correlation of runs of ten
-rounds), those of zlib at 0.2 to 0.7, sums and copies of memory less. Each thread has a product of
-its own, as BLAS's threads would wait for work while the model runs. It is no thermometer of the
+The work is a product of matrices by NumPy's BLAS, like a 1x1 convolution but wider, and for that
+likeness: vectors that multiply and add, with weights that do not fit into the own cache of most
+cores. On two shared cores the times of a model followed it with a correlation of 0.8 to 0.9 (runs
+of ten rounds), and those of zlib, or of sums and copies of memory, less. Each thread has a product
+of its own, as BLAS's threads would wait for work while the model runs. It is no thermometer of the
 model alone: one that makes its machine throttle slows the control load after it, too. That is what
 `--soak` tells.
 """
@@ -23,11 +23,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from gnet_opt.machine import this_machine
 
@@ -35,10 +34,10 @@ COUNT = 20
 """How often each thread does it before a turn, and again after it; ..."""
 
 LONGEST = 0.2
-"""... but it stops after so many seconds, as a small device takes long for one, ..."""
+"""... but fewer times where they would take so many seconds, as on a small device, ..."""
 
 LEAST = 3
-"""... with so many done."""
+"""... and so often at least."""
 
 MOST_THREADS = 8
 """Each takes one to four megabytes, and so many have met the machine."""
@@ -51,13 +50,14 @@ _Matrix = npt.NDArray[np.float32]
 
 def identity() -> str:
     """What does the work; times of different ones are not compared."""
-    try:
-        builds: dict[str, Any] = dict(np.show_config(mode="dicts"))
-    except TypeError:  # NumPy before 1.25 only prints it
-        builds = {}
-    blas = builds.get("Build Dependencies", {}).get("blas", {})
-    library = f"{blas.get('name', 'unknown BLAS')} {blas.get('version', '')}".strip()
-    return f"{_POSITIONS}x{_CHANNELS}x{_CHANNELS} float32, NumPy {np.__version__}, {library}"
+    libraries = sorted(
+        " ".join(
+            str(each[key]) for key in ("internal_api", "version", "architecture") if key in each
+        )
+        for each in _blas().info()
+    )
+    work = f"{_POSITIONS}x{_CHANNELS}x{_CHANNELS} float32"
+    return ", ".join([work, f"NumPy {np.__version__}", *(libraries or ["unknown BLAS"])])
 
 
 def times_ns(threads: int | None) -> list[int]:
@@ -68,31 +68,42 @@ def times_ns(threads: int | None) -> list[int]:
             the most.
 
     Returns:
-        The time of each piece of work in nanoseconds, `LEAST` to `COUNT` a thread. None at all
-        where memory is limited, or no thread can be started: what the work takes would be missing
-        for the model, and a BLAS that gets no memory ends the process.
+        The time of each piece of work in nanoseconds, `LEAST` to `COUNT` a thread and in one
+        process always as many. None at all where no thread can be started; where memory is limited,
+        as the model would miss what the work takes, and a BLAS that gets none ends the process; and
+        where threadpoolctl does not know the BLAS, which would start threads of its own.
     """
-    if _memory_is_limited():
+    blas = _blas()
+    if _memory_is_limited() or not blas.lib_controllers:
         return []
-    count = min(threads or this_machine().cores, MOST_THREADS)
-    with threadpool_limits(1, user_api="blas"):
-        if count == 1:
-            return _timed()
+    threads = min(threads or this_machine().cores, MOST_THREADS)
+    with blas.limit(limits=1):
+        count = _count()
+        if threads == 1:
+            return _timed(count)
+        # Some libraries have a limit for each thread that calls them.
+        limited = functools.partial(blas.limit, limits=1)
         try:
-            with ThreadPoolExecutor(count) as pool:
-                return list(chain.from_iterable(pool.map(lambda _: _timed(), range(count))))
+            with ThreadPoolExecutor(threads, initializer=limited) as pool:
+                return list(chain.from_iterable(pool.map(_timed, [count] * threads)))
         except RuntimeError:
             return []
 
 
-def _timed() -> list[int]:
+@functools.cache
+def _count() -> int:
+    """How often to do it: the same all the time, as else fast phases would have more samples."""
+    (taken,) = _timed(1)
+    return max(LEAST, min(COUNT, int(LONGEST * 1e9) // taken))
+
+
+def _timed(count: int) -> list[int]:
     (positions, weights), clock = _factors(), time.perf_counter_ns
     product = np.empty_like(positions)
     # The first one brings the factors into the caches.
     np.dot(positions, weights, out=product)
-    samples: list[int] = []
-    end = clock() + int(LONGEST * 1e9)
-    while len(samples) < COUNT and (len(samples) < LEAST or clock() < end):
+    samples = []
+    for _ in range(count):
         started = clock()
         np.dot(positions, weights, out=product)
         samples.append(clock() - started)
@@ -105,6 +116,11 @@ def _factors() -> tuple[_Matrix, _Matrix]:
     rows = _POSITIONS + _CHANNELS
     numbers = np.sin(np.arange(rows * _CHANNELS, dtype=np.float32)).reshape(rows, _CHANNELS)
     return numbers[:_POSITIONS], numbers[_POSITIONS:]
+
+
+def _blas() -> ThreadpoolController:
+    """The libraries that may do the work, of those that are loaded."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _memory_is_limited() -> bool:

@@ -180,7 +180,8 @@ class Measured:
         cold_start_ms: From the start of a process to the first result, one a process.
         load_ms: Importing the runtime and loading the artifact, one a process.
         first_ms: The first picture after loading, one a process.
-        peak_rss_bytes: The most memory that the process had in RAM, None where not known.
+        peak_rss_bytes: The most memory that the process had in RAM when it was warm, with as many
+            pictures at a time as the scenarios have; None where not known.
         warm_up: `count` and `seconds` of all warm-ups, and whether times were `steady` after each.
         scenarios: By name.
         end_to_end: Nanoseconds of each step by picture, and their `source`; None where left out.

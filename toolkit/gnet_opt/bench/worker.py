@@ -13,10 +13,10 @@ Run as `python -m gnet_opt.bench.worker` by `gnet_opt.bench.process`. Requests, 
     {"do": "profile", ... as load ..., "runs": N}
     {"do": "run", "input": FILE.npy, "output": FILE.npy}
 
-A query of `measure` is `pictures` pictures, computed `batch` at a time; all of these are 1 by
-default. With `control` the load of `gnet_opt.bench.control` is timed before and after, on as many
-threads as the artifact was loaded for; from then on the most memory that the process had is also
-that load's, so that it is read after `warm`. Each request gets one line: what was asked for, or
+A query of `measure` is `pictures` pictures, computed `batch` at a time; both are 1 by default, as
+is `batch` of `warm`. With `control` the load of `gnet_opt.bench.control` is timed before and after,
+on as many threads as the artifact was loaded for. It takes memory, too: where it is asked for, the
+`peak_rss_bytes` of `warm` is the model's own. Each request gets one line: what was asked for, or
 {"error": TEXT}. The end of the input ends the process. Nothing runs while it waits for a line.
 """
 
@@ -71,7 +71,7 @@ class _Worker:
         return {"load_ns": loaded - started, "first_ns": first - loaded}
 
     def warm(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run until times are steady, or time is up; before it as many at a time as will be."""
+        """Run until times are steady, or time is up; first `batch` at once, for their memory."""
         started = time.perf_counter_ns()
         batch = request.get("batch", 1)
         if batch > 1:
@@ -93,9 +93,9 @@ class _Worker:
             query = self._noting(query, device)
         samples = scenarios.back_to_back(query, seconds=request["seconds"], count=request["count"])
         return {
+            "control_ns": before + self._control(request),
             "device_ns": device,
             "peak_rss_bytes": peak_rss(),
-            "control_ns": before + self._control(request),
             "samples_ns": samples,
         }
 
@@ -172,12 +172,16 @@ class _Worker:
         return {"count": len(logits)}
 
     def _control(self, request: dict[str, Any], query: scenarios.Run | None = None) -> list[int]:
-        """Times of the control load, where they are asked for, and the query that comes next."""
+        """Times of the control load, where they are asked for.
+
+        Args:
+            request: That of the turn.
+            query: What comes next; it is run once, as it finds the caches full of something else.
+        """
         if not request.get("control"):
             return []
         times = control.times_ns(self._threads)
         if query is not None:
-            # The model finds the caches full of something else.
             query()
         return times
 

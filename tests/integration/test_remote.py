@@ -523,9 +523,9 @@ def test_all_that_is_missing_is_told_at_once(
     assert first.endswith("nothing was copied to it, and nothing changed there:")
     assert problems == [
         "  - /no/such/folder is not a folder that can be written. Name one with --workdir.",
-        "  - pillow, click, numpy, rich, threadpoolctl, openvino, tensorrt-rtx are not installed for "
-        f"{bare} there. Run there, if you want it: {bare} -m pip install pillow click numpy rich "
-        "threadpoolctl openvino tensorrt-rtx",
+        "  - pillow, click, numpy, rich, threadpoolctl, openvino, tensorrt-rtx are not installed "
+        f"for {bare} there. Run there, if you want it: {bare} -m pip install pillow click numpy "
+        "rich threadpoolctl openvino tensorrt-rtx",
     ]
 
 

@@ -86,8 +86,8 @@ def started(*arguments: str | Path, temporary: Path) -> Iterator[tuple[subproces
 def marked(mark: str) -> list[int]:
     """Processes that were started with a mark in their environment, from /proc."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if mark.encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
     return found

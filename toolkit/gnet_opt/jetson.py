@@ -441,7 +441,8 @@ def _zones(root: Path) -> tuple[Zone, ...]:
 
 
 def _desktop(root: Path) -> tuple[str, ...]:
-    running = {text_of(path).strip() for path in (root / "proc").glob("[0-9]*/comm")}
+    # Not with the file in the pattern: looking for it fails where a process ends meanwhile.
+    running = {text_of(path / "comm").strip() for path in (root / "proc").glob("[0-9]*")}
     return tuple(sorted(running & _DESKTOP))
 
 

@@ -398,9 +398,9 @@ def running(mark: str) -> list[Path]:
     found: list[Path] = []
     for _ in range(50):
         found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
+        for path in Path("/proc").glob("[0-9]*"):
             try:
-                if mark.encode() in path.read_bytes():
+                if mark.encode() in (path / "environ").read_bytes():
                     found.append(path)
             except OSError:
                 continue

@@ -262,10 +262,11 @@ def _marked(folder: str) -> "list[int]":
     """Live processes of the job, from Linux's /proc; other processes are not ours to touch."""
     mark = os.fsencode(f"{MARK}={folder}")
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(path.parent.name)
+    # Not with the file in the pattern: looking for it fails where a process ends meanwhile.
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
         try:
-            ours = mark in path.read_bytes().split(b"\0")
+            ours = mark in (process / "environ").read_bytes().split(b"\0")
         except OSError:  # another user's, or gone
             continue
         if ours and pid != os.getpid():

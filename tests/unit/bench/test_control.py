@@ -106,8 +106,10 @@ def test_there_is_work_in_it() -> None:
 
 
 def test_the_work_is_named() -> None:
-    (blas,) = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    assert control.identity() == (
-        f"256x768x768 float32, NumPy {np.__version__}, "
-        f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
-    )
+    name = control.identity()
+    assert name.startswith(f"256x768x768 float32, NumPy {np.__version__}, ")
+    # Other libraries of this process may have one of their own.
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert pools
+    for blas in pools:
+        assert f"{blas['internal_api']} {blas['version']}" in name

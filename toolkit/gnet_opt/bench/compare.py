@@ -57,7 +57,7 @@ noise of its rounds is in that, too; without the control load it had 0.036
 STEEPEST = 3.0
 """The times of no model follow the control load more than so (1: by the same share).
 
-Between the runs of compare_repeats-x86-vnni.json they followed it at 2.1.
+Between the runs of compare_repeats-x86-vnni*.json they followed it at 2.1 (test_compare.py).
 """
 
 MOVED = 0.03
@@ -295,6 +295,12 @@ def compare(
             "These runs have no scenario in common that can be judged. "
             f"{' '.join(notes) or 'Measure both with the same --scenario.'}"
         )
+    if alike and work and other_work and not steadied:
+        notes.append(
+            f"The control load is other work in each run ({work} in A, {other_work} in B): slow "
+            "phases of the machine are not taken out of the changes. Measure both with the same "
+            "NumPy and BLAS."
+        )
     notes += _blind(rows)
     notes += _machine(rows)
     notes += _doubts(a, b)
@@ -516,6 +522,12 @@ def _rows(
                 )
             a_ms, b_ms = statistics.median(times_a), statistics.median(times_b)
             controls = _controls(ours, theirs) if steadied else None
+            if steadied and controls is None:
+                notes.append(
+                    f"{name}, {scenario}: slow phases of the machine are not taken out, as rounds "
+                    "have no times of the control load (limited memory, or a BLAS that "
+                    "threadpoolctl does not know)."
+                )
             ratio = ratio_of(times_a, times_b, controls, drift=drift)
         yield Compared(
             subject=name,

@@ -9,11 +9,11 @@ what it explains between runs is taken out.
 
 The work is a product of matrices by NumPy's BLAS, like a 1x1 convolution but wider, and for that
 likeness: vectors that multiply and add, with weights that do not fit into the own cache of most
-cores. On two shared cores the times of a model followed it with a correlation of 0.8 to 0.9 (runs
-of ten rounds), and those of zlib, or of sums and copies of memory, less. Each thread has a product
-of its own, as BLAS's threads would wait for work while the model runs. It is no thermometer of the
-model alone: one that makes its machine throttle slows the control load after it, too. That is what
-`--soak` tells.
+cores. zlib, and sums and copies of memory, were tried, and a model's times follow them less; what
+it gains is measured by benchmarks/compare_repeats.py. Each thread has a product of its own, as
+BLAS's threads would wait for work while the model runs. It is no thermometer of the model alone:
+one that makes its machine throttle slows the control load after it, too. That is what `--soak`
+tells.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class _Worker:
         if not request.get("control"):
             return []
         times = control.times_ns(self._threads)
-        if query is not None:
+        if times and query is not None:
             query()
         return times
 

@@ -41,8 +41,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. Nothing half-written was left behind.", err=True)
-        return _INTERRUPTED
+        return _interrupted()
     except click.ClickException as error:
         error.show()
         return ConfigError.exit_code
@@ -67,7 +66,24 @@ def run(arguments: list[str]) -> int:
             err=True,
         )
         return GnetOptError.exit_code
+    except RuntimeError as error:
+        # What an interrupted start of a thread may end in: python/cpython#118433.
+        if not _while_interrupted(error):
+            raise
+        return _interrupted()
     return 0
+
+
+def _interrupted() -> int:
+    click.echo("Interrupted. Nothing half-written was left behind.", err=True)
+    return _INTERRUPTED
+
+
+def _while_interrupted(error: BaseException | None) -> bool:
+    """Whether an error came up while an interruption was on its way out."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import slowed_backend
-from gnet_opt.bench import compare
+from gnet_opt.bench import noise
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import dump_json, sha256_file, write_text
 from gnet_opt.machine import this_machine
@@ -156,7 +156,7 @@ def main() -> None:
                 "backend": backend,
                 "called_equal": equal,
                 "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-                "drift": [compare.STEADIED_DRIFT, compare.DRIFT],
+                "drift": [noise.STEADIED_DRIFT, noise.DRIFT],
                 "found_slower": slower,
                 "machine": this_machine().to_dict(),
                 "model_sha256": sha256_file(bundle.model),

@@ -3,7 +3,7 @@
 A shared machine has slow phases of a second to minutes: another tenant on the sibling of a core or
 in the cache that cores share, a clock that went down. What lasts a whole run is in all of its
 rounds, and no statistics of its times alone tell it from a slower model. The control load meets the
-same phases, and knows no model. So `gnet_opt.bench.compare` takes it as the covariate of an
+same phases, and knows no model. So `gnet_opt.bench.noise` takes it as the covariate of an
 analysis of covariance: how strongly the times of a model follow it is estimated within runs, and
 what it explains between runs is taken out.
 

@@ -60,16 +60,22 @@ _RELEVANT = frozenset([
 def this_machine() -> Machine:
     """Describe the machine that runs this process."""
     raw = platform.machine().lower()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = text_of(Path("/proc/cpuinfo"))
     return Machine(
         architecture=_ARCHITECTURES.get(raw, raw),
         instructions=parse_flags(cpuinfo) or _numpy_flags(),
         cpu=_field(cpuinfo, "model name") or platform.processor() or raw,
         board=text_of(Path("/proc/device-tree/model")).strip("\0\n "),
-        cores=cores or 1,
+        cores=len(own_cpus()),
         system=f"{platform.system()} {platform.release()}",
     )
+
+
+def own_cpus() -> tuple[int, ...]:
+    """The CPUs that this process may run on: all there are where the system binds no process."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def parse_flags(cpuinfo: str) -> frozenset[str]:

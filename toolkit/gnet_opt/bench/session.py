@@ -31,6 +31,7 @@ from gnet_opt.bench.results import Measured, Offline, Scenario, Server, Stream, 
 from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY, SERVER, SINGLE_STREAM
 from gnet_opt.bench.soak import soak
 from gnet_opt.errors import BackendError, ConfigError
+from gnet_opt.machine import own_cpus
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import InputArray, Profile
@@ -460,7 +461,7 @@ def sweep(entry: Entry, plan: Plan, progress: Progress = silent) -> dict[str, An
         MissingDependencyError: The runtime is not installed.
         BackendError: A worker cannot load or run the subject, died or gave no answer in time.
     """
-    cpus = plan.constraint.cpus or _own_cpus()
+    cpus = plan.constraint.cpus or own_cpus()
     tried = settings(len(cpus), entry.batch)
     rates: dict[Setting, list[float]] = {setting: [] for setting in tried}
     times: dict[Setting, list[float]] = {setting: [] for setting in tried}
@@ -546,12 +547,6 @@ def _explained(constraint: Constraint) -> Iterator[None]:
             f"{error} Its memory is limited to {constraint.memory_bytes / 2**20:.0f} MiB; if that "
             "is the cause, allow more with --memory."
         ) from error
-
-
-def _own_cpus() -> tuple[int, ...]:
-    if _can_bind():
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def _can_bind() -> bool:

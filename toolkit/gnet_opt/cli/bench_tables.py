@@ -99,7 +99,7 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
     if ratio is None:
         return ""
     text = f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-    return text + (", not distinguishable" if ratio["low"] <= 1.0 <= ratio["high"] else "")
+    return text + (", equal within noise" if ratio["low"] <= 1.0 <= ratio["high"] else "")
 
 
 def _processes(subjects: Sequence[Mapping[str, Any]]) -> Table:

@@ -57,7 +57,7 @@ def comparison(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> Table:
         ratio = latency["speedup"]["quantized"]
         change = f"{ratio['median']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}]"
         if ratio["low"] <= 1.0 <= ratio["high"]:
-            change += ", not distinguishable"
+            change += ", equal within noise"
         rows.append(
             ("latency p50, ms", f"{before['p50_ms']:.2f}", f"{after['p50_ms']:.2f}", change)
         )

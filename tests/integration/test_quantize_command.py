@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -574,35 +573,6 @@ def test_an_interruption_leaves_what_was_there(
     else:
         assert done.code == 130
         assert done.err.splitlines()[-1] == "Interrupted. Nothing half-written was left behind."
-
-
-def test_an_interruption_of_a_lock_is_one(
-    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        lock = threading.Lock()
-        try:
-            raise KeyboardInterrupt  # as in Condition._acquire_restore, before it has the lock
-        finally:
-            lock.release()
-
-    monkeypatch.setattr("gnet_opt.quantizer.quantize", fail)
-    done = quantize("--target", "jetson", "-o", tmp_path / "b")
-    assert done.code == 130
-    assert done.err.splitlines()[-1] == "Interrupted. Nothing half-written was left behind."
-    assert content(tmp_path) == {}
-
-
-def test_a_fault_of_a_lock_is_no_interruption(
-    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        threading.Lock().release()
-
-    monkeypatch.setattr("gnet_opt.quantizer.quantize", fail)
-    with pytest.raises(RuntimeError, match="release unlocked lock"):
-        quantize("--target", "jetson", "-o", tmp_path / "b")
-    assert content(tmp_path) == {}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import errno
 import re
 import signal
 import sys
+import threading
 from typing import Any, NoReturn
 
 import click
@@ -25,6 +26,8 @@ _INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of its error, or 0."""
+    if hasattr(signal, "pthread_kill"):
+        sys.unraisablehook = _interrupt_again
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -88,6 +91,18 @@ def _while_interrupted(error: BaseException | None) -> bool:
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Where an interruption met a destructor, which nothing can leave: come back a moment later."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # This one is `_interrupt` even where a shell lets its commands ignore Ctrl-C.
+        signalled = (threading.main_thread().ident, signal.SIGTERM)
+        again = threading.Timer(0.05, signal.pthread_kill, signalled)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _print_traceback(error: BaseException) -> None:

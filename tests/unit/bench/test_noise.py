@@ -53,16 +53,22 @@ def test_the_drift_is_what_the_recorded_runs_have() -> None:
             between = np.var([run.mean() for run in logs], ddof=1)
             parts.append(between - within / len(logs[0]))
         drifts.append(math.sqrt(np.mean(parts)))
-    assert min(drifts) == pytest.approx(0.012, abs=0.003)
-    assert max(drifts) == pytest.approx(0.026, abs=0.003)
-    assert min(drifts) < DRIFT < max(drifts)
+    assert min(drifts) == pytest.approx(0.009, abs=0.001)
+    assert max(drifts) == pytest.approx(0.016, abs=0.001)
+    assert max(drifts) < DRIFT
 
 
 @pytest.mark.parametrize(
-    ("name", "found", "without"),
-    [("x86-vnni", 0.017, 0.036), ("x86-vnni-again", 0.015, 0.023)],
+    ("name", "found", "without", "follows"),
+    [
+        ("x86-vnni", 0.017, 0.036, 2.1),
+        ("x86-vnni-again", 0.015, 0.023, 2.1),
+        ("x86-vnni-amx", 0.015, 0.022, 1.2),
+    ],
 )
-def test_the_control_load_takes_much_of_it_out(name: str, found: float, without: float) -> None:
+def test_the_control_load_takes_much_of_it_out(
+    name: str, found: float, without: float, follows: float
+) -> None:
     """As recorded; the noise of the rounds is in it, too."""
     recorded = json.loads((RESULTS / f"compare_repeats-{name}.json").read_text("utf-8"))
     pairs = [repetition["second"] for repetition in recorded["repetitions"]]
@@ -77,7 +83,7 @@ def test_the_control_load_takes_much_of_it_out(name: str, found: float, without:
     assert STEADIED_DRIFT < steadied / math.sqrt(2) < DRIFT < raw / math.sqrt(2)
     controls = [math.log(pair["control"]) for pair in pairs]
     slope = np.polyfit(controls, ratios, 1)[0]
-    assert slope == pytest.approx(2.1, abs=0.05)
+    assert slope == pytest.approx(follows, abs=0.05)
     assert slope < STEEPEST
 
 

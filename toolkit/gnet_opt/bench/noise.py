@@ -32,8 +32,8 @@ DRIFT = 0.02
 """Standard deviation of the level of a run, as a share of it, from one start to the next.
 
 Measured where one result was started anew six or eight times: with what moves within a start taken
-out, 0.010 to 0.026 on two shared cores (benchmarks/results/openvino_paths-*-1t.json and
-quantizers-x86-vnni.json; tests/unit/bench/test_noise.py computes it from them). Two other cores
+out, 0.009 to 0.016 on two shared cores (benchmarks/results/openvino_paths-*-1t.json and
+quantizers-x86-vnni.json; tests/unit/bench/test_noise.py computes it from them). Other runs
 had more, see `STEADIED_DRIFT`: without times of the control load `--drift` may be needed.
 """
 
@@ -43,15 +43,15 @@ STEADIED_DRIFT = 0.01
 Where it explains a share, the variances of the two are mixed by it: what does not follow the
 control load within a run has not become steadier between runs.
 
-It lies below the 0.017 that a run had in 20 pairs of runs of one bundle on two shared cores, as the
-noise of its rounds is in that, too; without the control load it had 0.036
-(benchmarks/results/compare_repeats-x86-vnni.json; test_noise.py computes it).
+It lies below the 0.015 to 0.017 that a run had in 20 pairs of runs of one bundle, on two kinds of
+two shared cores, as the noise of its rounds is in that, too; without the control load it had 0.022
+to 0.036 (benchmarks/results/compare_repeats-x86-vnni*.json; test_noise.py computes it).
 """
 
 STEEPEST = 3.0
 """The times of no model follow the control load more than so (1: by the same share).
 
-Between the runs of compare_repeats-x86-vnni*.json they followed it at 2.1 (test_noise.py).
+Between the runs of compare_repeats-x86-vnni*.json they followed it at 1.2 to 2.1 (test_noise.py).
 """
 
 _RESAMPLES = 1000

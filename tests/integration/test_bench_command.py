@@ -293,6 +293,10 @@ def test_what_the_loop_adds_is_measured(bundle: Make, tmp_path: Path) -> None:
     (turn,) = openvino["benchmark_app"]["rounds_us"]
     over = openvino["benchmark_app"]["p50_over"]
     assert over["low"] == over["median"] == turn["ours"] / turn["benchmark_app"]
+    # The request's own clock sees less than a caller's, and most of it.
+    assert 0 < turn["around"] < turn["ours"] / 2
+    alike = openvino["benchmark_app"]["p50_over_by_its_clock"]
+    assert alike["median"] == (turn["ours"] - turn["around"]) / turn["benchmark_app"]
     assert "benchmark_app" not in onnxruntime
 
 

@@ -75,7 +75,7 @@ main()
 
 
 def bare_query(runner: Any, picture: InputArray) -> Callable[[], object]:
-    """One query of the request or session inside a runner, from the picture to the logits.
+    """One query of the request or session inside a runner, with its logits read.
 
     As the documentation of the runtime has it. A request of OpenVINO keeps its last input.
     """
@@ -107,7 +107,8 @@ def our_loop(query: Callable[[], object], count: int) -> Turn:
     """Run so many queries with the loop of `gnet-opt bench`.
 
     It collects garbage before the first one. That is once in the hundreds of queries of a round
-    there, and would be once in a few here, so the time of all begins after it.
+    there, and would be once in a few here, so the time of all begins after it. The clock that tells
+    so is a function of Python, whose calls count as ours.
     """
     ticks: list[int] = []
 

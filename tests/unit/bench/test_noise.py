@@ -108,7 +108,7 @@ def test_on_recorded_noise(slower: float) -> None:
 
 @pytest.mark.parametrize(("rounds", "found"), [(5, 85), (10, 95)])
 def test_on_simulated_noise(rounds: int, found: int) -> None:
-    """Drift and rounds as in the quieter of the recorded files."""
+    """A drift that lies among those of the recorded files."""
     chance = np.random.default_rng(1)
 
     def run(level: float) -> list[float]:

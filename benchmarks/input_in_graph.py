@@ -40,7 +40,8 @@ from gnet_opt.files import dump_json, write_text
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
-from gnet_opt.preprocess import PixelArray, Preprocess, open_picture
+from gnet_opt.pictures import open_picture
+from gnet_opt.preprocess import PixelArray, Preprocess
 from gnet_opt.quantization import calibrate, quantize
 from gnet_opt.runtime import Artifact
 from gnet_opt.stages import prepare

@@ -70,4 +70,5 @@ def bundle(
 def tests_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that subprocesses find `factories` and `networks`, too."""
     here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+    folders = os.pathsep.join([str(here), str(here.parent)])
+    monkeypatch.setenv("PYTHONPATH", folders, prepend=os.pathsep)

@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     (
         "target",
         "runtime",
+        "pictures",
         "preprocess",
         "images",
         "model",

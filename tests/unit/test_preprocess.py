@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -70,11 +71,14 @@ def test_equals_torchvision(size: tuple[int, int]) -> None:
 def test_equals_torchvision_at_any_size(
     width: int, height: int, resize: int, data: st.DataObject
 ) -> None:
+    assume(max(width, height) <= 100 * min(width, height))  # others are refused
     crop = data.draw(st.integers(1, resize))
     image = noise((width, height), seed=width * 1000 + height)
     ours = Preprocess(resize=resize, crop=crop)
     difference = ours.normalize(ours.pixels(image)) - torchvision_input(image, resize, crop)
-    assert np.abs(difference).max() < 2e-6
+    # Pillow 13 resizes tall pictures in another order, which rounds to another level.
+    one_level = 1 / 255 / min(STD) + 2e-6
+    assert np.abs(difference).max() < (one_level if height > 2 * width else 2e-6)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
@@ -86,6 +90,74 @@ def test_every_mode_is_read_as_torchvision_reads_it(tmp_path: Path, mode: str) -
     with Image.open(path) as read:
         expected = torchvision_input(read, 48, 40)
     assert np.abs(small.load(path) - expected).max() < 2e-6
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGB", "RGBA", "P", "CMYK"])
+def test_gray_is_the_luma_of_what_torchvision_reads(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    noise((90, 70), "RGB").convert(mode).save(path)
+    gray = Preprocess(resize=70, crop=64, channels="gray")
+    with Image.open(path) as read:
+        red, green, blue = np.moveaxis(np.asarray(read.convert("RGB")).astype(np.int64), -1, 0)
+    luma = (299 * red + 587 * green + 114 * blue) / 1000
+    pixels = gray.load_pixels(path)
+    assert pixels.shape == (64, 64, 1)
+    assert np.abs(pixels[..., 0] - luma[3:67, 13:77]).max() < 0.51
+    if mode in ("L", "1", "LA"):
+        assert np.array_equal(pixels[..., 0], red[3:67, 13:77])
+
+
+def test_rgba_takes_each_band_as_data(tmp_path: Path) -> None:
+    """Pillow alone would multiply the colours by the fourth band before it resizes them."""
+    path = tmp_path / "picture.png"
+    image = noise((90, 70), "RGBA")
+    image.save(path)
+    numbers = {"mean": (1.0, 2.0, 3.0, 4.0), "std": (1.0, 2.0, 3.0, 4.0)}
+    four = Preprocess(resize=48, crop=40, channels="rgba", **numbers)
+    pixels = four.load_pixels(path)
+    assert pixels.shape == (40, 40, 4)
+    alone = Preprocess(resize=48, crop=40, channels="gray")
+    for index, band in enumerate(image.split()):
+        assert np.array_equal(pixels[..., index], alone.pixels(band)[..., 0])
+        expected = (pixels[..., index].astype(np.float32) - (index + 1)) / (index + 1)
+        assert np.array_equal(four.normalize(pixels)[index], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
+def test_a_picture_without_a_fourth_band_is_named(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    noise((90, 70), "RGB").convert(mode).save(path)
+    four = Preprocess(resize=48, crop=40, channels="rgba", mean=(0.0,) * 4, std=(1.0,) * 4)
+    with pytest.raises(CalibrationError) as caught:
+        four.load(path)
+    assert str(caught.value).startswith(f"{path}: It has no fourth band (its pixels are {mode}),")
+
+
+def test_a_fourth_band_is_found_in_every_form(tmp_path: Path) -> None:
+    """What a PNG optimizer makes of four bands without loss: grey with alpha, a palette."""
+    four = Preprocess(resize=8, crop=8, channels="rgba", mean=(0.0,) * 4, std=(1.0,) * 4)
+    image = Image.merge("LA", noise((8, 8), "RGBA").split()[:2])
+    image.save(tmp_path / "gray.png")
+    assert np.array_equal(
+        four.load_pixels(tmp_path / "gray.png"), np.asarray(image.convert("RGBA"))
+    )
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 8, 7, 6, 5, 4])
+    palette.save(tmp_path / "palette.png", transparency=bytes([255, 77]))
+    assert (four.load_pixels(tmp_path / "palette.png") == (6, 5, 4, 77)).all()
+
+
+def test_planes_and_what_is_usual_for_them() -> None:
+    assert (IMAGENET.planes, IMAGENET.alpha) == (3, "dropped")
+    assert IMAGENET.mean == (123.675, 116.28, 103.53)
+    assert Preprocess(channels="bgr").std == (58.395, 57.12, 57.375)
+    gray = Preprocess(channels="gray")
+    assert gray.planes == 1
+    assert np.allclose([*gray.mean, *gray.std], [114.495, 57.63], rtol=0, atol=1e-9)
+    with pytest.raises(ConfigError, match=r"preprocess\.mean must be four finite numbers"):
+        Preprocess(channels="rgba")
+    four = Preprocess(channels="rgba", mean=(0.0,) * 4, std=(1.0,) * 4)
+    assert (four.planes, four.alpha) == (4, "kept")
 
 
 def test_gray_gives_three_equal_channels() -> None:
@@ -142,6 +214,7 @@ def test_what_a_model_takes(tmp_path: Path) -> None:
 
 def test_the_usual_input_is_not_written() -> None:
     assert "input" not in IMAGENET.to_dict()
+    assert "white16" not in IMAGENET.to_dict()
     assert Preprocess(input="uint8").to_dict()["input"] == "uint8"
 
 
@@ -181,6 +254,13 @@ preprocesses = st.builds(
     input=st.sampled_from(["float32", "uint8"]),
     mean=st.tuples(finite, finite, finite),
     std=st.tuples(positive, positive, positive),
+    orientation=st.sampled_from(["as stored", "upright"]),
+    white16=st.none() | st.integers(255, 65535),
+) | st.builds(
+    Preprocess,
+    channels=st.sampled_from(["rgba"]),
+    mean=st.tuples(finite, finite, finite, finite),
+    std=st.tuples(positive, positive, positive, positive),
 )
 
 
@@ -191,6 +271,23 @@ def test_a_manifest_gives_the_same_preprocess_again(preprocess: Preprocess) -> N
     from gnet_opt.files import dump_json
 
     assert Preprocess.from_dict(json.loads(dump_json(preprocess.to_dict()))) == preprocess
+
+
+def test_the_contract_says_what_becomes_of_orientation_and_alpha() -> None:
+    assert IMAGENET.to_dict()["orientation"] == "as stored"
+    assert IMAGENET.to_dict()["alpha"] == "dropped"
+    # A manifest of a bundle from before has neither.
+    old = {
+        "channels": "bgr",
+        "crop": 224,
+        "interpolation": "bilinear",
+        "mean": [104.0, 117.0, 123.0],
+        "resize": 256,
+        "std": [1.0, 1.0, 1.0],
+    }
+    read = Preprocess.from_dict(old)
+    assert (read.orientation, read.alpha, read.white16) == ("as stored", "dropped", None)
+    assert read.to_dict() == {**old, "alpha": "dropped", "orientation": "as stored"}
 
 
 def test_what_a_table_leaves_out_is_imagenet() -> None:
@@ -208,8 +305,8 @@ SIZE_MESSAGE = (
     [
         (
             {"sise": 3},
-            "preprocess.sise is not known; the keys are channels, crop, input, interpolation, "
-            "mean, resize, std.",
+            "preprocess.sise is not known; the keys are alpha, channels, crop, input, "
+            "interpolation, mean, orientation, resize, std, white16.",
         ),
         ({"resize": 200}, SIZE_MESSAGE.format(200, 224)),
         ({"crop": 0}, SIZE_MESSAGE.format(256, 0)),
@@ -223,17 +320,52 @@ SIZE_MESSAGE = (
             "preprocess.interpolation is ['bilinear']; "
             "it must be one of bilinear, bicubic, nearest.",
         ),
-        ({"channels": "RGB"}, "preprocess.channels is 'RGB'; it must be rgb or bgr."),
-        ({"channels": {}}, "preprocess.channels is {}; it must be rgb or bgr."),
+        (
+            {"channels": "RGB"},
+            "preprocess.channels is 'RGB'; it must be rgb or bgr or gray or rgba.",
+        ),
+        ({"channels": {}}, "preprocess.channels is {}; it must be rgb or bgr or gray or rgba."),
+        (
+            {"orientation": "exif"},
+            "preprocess.orientation is 'exif'; it must be as stored or upright.",
+        ),
+        (
+            {"alpha": "white"},
+            "preprocess.alpha is 'white', but with channels = rgb alpha is always dropped. "
+            "Correct it or leave it out.",
+        ),
+        (
+            {"white16": 100},
+            "preprocess.white16 is 100; it is the value of 16-bit pictures that is white, "
+            "between 255 and 65535.",
+        ),
+        ({"white16": True}, "preprocess.white16 is True, not an integer."),
+        (
+            {"channels": "gray", "mean": [1, 2, 3]},
+            "preprocess.mean must be one finite number, one a channel of channels = gray.",
+        ),
+        ({"mean": []}, "preprocess.mean is []; it must be a list of numbers."),
+        (
+            {"mean": [10**400, 0, 0]},
+            "preprocess.mean has a number that is too large for a float.",
+        ),
+        (
+            {"mean": 10**5000},
+            "preprocess.mean is beyond all measure; it must be a list of numbers.",
+        ),
+        ({"resize": 10**5000}, SIZE_MESSAGE.format("beyond all measure", 224)),
         ({"input": "float16"}, "preprocess.input is 'float16'; it must be float32 or uint8."),
         ({"input": []}, "preprocess.input is []; it must be float32 or uint8."),
-        ({"mean": [1, 2]}, "preprocess.mean must be three finite numbers, one a channel."),
+        (
+            {"mean": [1, 2]},
+            "preprocess.mean must be three finite numbers, one a channel of channels = rgb.",
+        ),
         (
             {"std": [1, 2, math.nan]},
-            "preprocess.std must be three finite numbers, one a channel.",
+            "preprocess.std must be three finite numbers, one a channel of channels = rgb.",
         ),
-        ({"std": [1, 2, 0]}, "preprocess.std must be three positive numbers."),
-        ({"mean": "123"}, "preprocess.mean is '123'; it must be a list."),
+        ({"std": [1, 2, 0]}, "preprocess.std must be positive."),
+        ({"mean": "123"}, "preprocess.mean is '123'; it must be a list of numbers."),
         ({"resize": 256.9}, "preprocess.resize is 256.9, not an integer."),
         (
             {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
@@ -258,7 +390,7 @@ json_values = st.recursive(
 @settings(max_examples=300)
 @given(
     st.dictionaries(
-        st.sampled_from(["resize", "crop", "interpolation", "channels", "mean", "std"]),
+        st.sampled_from([field.name for field in dataclasses.fields(Preprocess)] + ["alpha"]),
         json_values,
     )
     | json_values
@@ -332,5 +464,35 @@ def test_load_reads_the_file_as_normalize_of_its_pixels(tmp_path: Path) -> None:
 def test_deep_pictures_are_not_clipped_to_white(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "deep.tif"
     Image.new(kind, (300, 300), 1000).save(path)
-    with pytest.raises(CalibrationError, match="more than 8 bits"):
+    with pytest.raises(CalibrationError, match=r"deep\.tif: .* more than 8 bits.*white16 = 65535"):
         IMAGENET.load(path)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("channels", ["gray", "rgb"])
+def test_white16_settles_sixteen_bits(tmp_path: Path, ending: str, channels: Any) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 20)).astype(np.uint16)
+    values[0, :3] = 0, 65535, 4095
+    path = tmp_path / f"deep.{ending}"
+    if ending == "pgm":
+        path.write_bytes(b"P5 20 20 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
+    for white in (65535, 4095):
+        deep = Preprocess(resize=20, crop=20, channels=channels, white16=white)
+        expected = np.minimum(values.astype(np.int64) * 255 // white, 255)
+        pixels = deep.load_pixels(path)
+        assert pixels.shape == (20, 20, deep.planes)
+        for plane in range(deep.planes):
+            assert np.array_equal(pixels[..., plane], expected)
+    with pytest.raises(CalibrationError, match=r"deep\..*no fourth band"):
+        dataclasses.replace(deep, channels="rgba", mean=(0.0,) * 4, std=(1.0,) * 4).load_pixels(
+            path
+        )
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F", 3.0), ("I", -5), ("I", 70000)])
+def test_what_is_not_sixteen_bits_stays_an_error(tmp_path: Path, kind: str, value: Any) -> None:
+    Image.new(kind, (30, 30), value).save(tmp_path / "deep.tif")
+    with pytest.raises(CalibrationError, match="not whole numbers of 16 bits"):
+        Preprocess(white16=65535).load(tmp_path / "deep.tif")

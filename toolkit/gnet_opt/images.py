@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gnet_opt.errors import CalibrationError
 from gnet_opt.files import is_file, sha256_file, sha256_text
-from gnet_opt.preprocess import open_picture
+from gnet_opt.pictures import open_picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 

@@ -6,9 +6,8 @@ it is written into every bundle.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from gnet_opt.errors import CalibrationError, ConfigError
+from gnet_opt.pictures import open_picture, orientation, resize, upright
 from gnet_opt.runtime import InputArray
 
 FloatArray = npt.NDArray[np.float32]
@@ -25,6 +25,22 @@ PixelArray = npt.NDArray[np.uint8]
 
 INPUTS = ("float32", "uint8")
 """What the input of a model can be; see `Preprocess.input`."""
+
+ORIENTATIONS = ("as stored", "upright")
+"""How a picture with an EXIF orientation is taken; see `Preprocess.orientation`."""
+
+_PLANES = {"rgb": 3, "bgr": 3, "gray": 1, "rgba": 4}
+_MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L", "rgba": "RGBA"}
+_NUMBERS = {1: "one finite number", 3: "three finite numbers", 4: "four finite numbers"}
+
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_USUAL = {
+    "rgb": (_MEAN, _STD),
+    "bgr": (_MEAN, _STD),
+    "gray": ((sum(_MEAN) / 3,), (sum(_STD) / 3,)),
+}
+"""Mean and deviation where none are given: ImageNet's, for grey the mean of each over its channels.
+What a fourth channel holds nobody can know."""
 
 _INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -39,61 +55,107 @@ _LARGEST = 8192
 _MOST_OBLONG = 100
 """Largest ratio of sides; beyond it resizing the shorter side makes a picture of gigabytes."""
 
+_WHITEST = 65535
+"""The largest value of 16 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Resize, centre crop, channel order and normalisation, in this order.
+    """Orientation, channels, resize, centre crop, and normalisation, in this order.
 
     Resizing and cropping follow torchvision's `Resize` and `CenterCrop` on PIL images, which is
-    the pipeline that the published weights were evaluated with.
+    the pipeline that the published weights were evaluated with. Whatever a file holds (grey,
+    palette, CMYK, transparency, several frames) becomes RGB as in torchvision's `pil_loader`:
+    alpha is dropped, and the first frame counts.
 
     Attributes:
         resize: Length of the shorter side after resizing, in pixels.
         crop: Side of the square centre crop, in pixels; the network's input size.
         interpolation: `bilinear`, `bicubic` or `nearest`, always with antialiasing.
-        channels: `rgb` or `bgr`, the order of the network's input channels.
-        mean: Subtracted per channel, in `channels` order, on the 0..255 scale.
-        std: Divided by per channel, in `channels` order, on the 0..255 scale.
-        input: What the model takes: `float32`, normalised values (N, 3, crop, crop), or `uint8`,
-            RGB pixels (N, crop, crop, 3) that its own first nodes normalise.
+        channels: What the network's input channels are, in their order: `rgb`, `bgr`; `gray`, one
+            channel, into which colour is converted by the luma of ITU-R BT.601,
+            (299 R + 587 G + 114 B) / 1000, as Pillow's mode L; or `rgba`, where the fourth band of
+            the file is data like the others (depth, infrared), and a file without it is refused.
+        mean: Subtracted per channel, in `channels` order, on the 0..255 scale. Without it
+            ImageNet's; for `gray` the mean of its three numbers; for `rgba` it must be given.
+        std: Divided by per channel, in `channels` order, on the 0..255 scale; without it as `mean`.
+        input: What the model takes: `float32`, normalised values (N, planes, crop, crop), or
+            `uint8`, pixels (N, crop, crop, planes) that its own first nodes normalise: RGB, grey
+            or RGBA.
+        orientation: `as stored`, which ignores an EXIF orientation as torchvision does, or
+            `upright`, which follows it. TIFF files are turned by Pillow itself in both.
+        white16: The value of a 16-bit greyscale picture that becomes 255: 65535 for the full
+            range, 4095 for one of 12 bits. A value v becomes v * 255 // white16, at most 255.
+            Without it such pictures are refused, because only their owner knows the range.
     """
 
     resize: int = 256
     crop: int = 224
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    channels: Literal["rgb", "bgr"] = "rgb"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channels: Literal["rgb", "bgr", "gray", "rgba"] = "rgb"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     input: Literal["float32", "uint8"] = "float32"
+    orientation: Literal["as stored", "upright"] = "as stored"
+    white16: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize <= _LARGEST:
             raise ConfigError(
-                f"preprocess.resize ({self.resize}) must be at least preprocess.crop "
-                f"({self.crop}), and both between 1 and {_LARGEST}."
+                f"preprocess.resize ({_shown(self.resize)}) must be at least preprocess.crop "
+                f"({_shown(self.crop)}), and both between 1 and {_LARGEST}."
             )
         if self.interpolation not in tuple(_INTERPOLATIONS):
             known = ", ".join(_INTERPOLATIONS)
             raise ConfigError(
-                f"preprocess.interpolation is {self.interpolation!r}; it must be one of {known}."
+                f"preprocess.interpolation is {_shown(self.interpolation)}; "
+                f"it must be one of {known}."
             )
-        if self.channels not in ("rgb", "bgr"):
-            raise ConfigError(f"preprocess.channels is {self.channels!r}; it must be rgb or bgr.")
-        if self.input not in INPUTS:
+        for name, values in (
+            ("channels", tuple(_PLANES)),
+            ("input", INPUTS),
+            ("orientation", ORIENTATIONS),
+        ):
+            if getattr(self, name) not in values:
+                raise ConfigError(
+                    f"preprocess.{name} is {_shown(getattr(self, name))}; "
+                    f"it must be {' or '.join(values)}."
+                )
+        if self.white16 is not None and not 255 <= self.white16 <= _WHITEST:
             raise ConfigError(
-                f"preprocess.input is {self.input!r}; it must be {' or '.join(INPUTS)}."
+                f"preprocess.white16 is {_shown(self.white16)}; it is the value of 16-bit "
+                f"pictures that is white, between 255 and {_WHITEST}."
             )
-        for name in ("mean", "std"):
+        self._check_normalization()
+
+    def _check_normalization(self) -> None:
+        """Put the usual mean and deviation where none are given, and check them."""
+        for index, name in enumerate(("mean", "std")):
             values = getattr(self, name)
-            if len(values) != 3 or not np.all(np.isfinite(values)):
-                raise ConfigError(f"preprocess.{name} must be three finite numbers, one a channel.")
+            if not values and self.channels in _USUAL:
+                object.__setattr__(self, name, _USUAL[self.channels][index])
+            elif len(values) != self.planes or not np.all(np.isfinite(values)):
+                raise ConfigError(
+                    f"preprocess.{name} must be {_NUMBERS[self.planes]}, one a channel of "
+                    f"channels = {self.channels}."
+                )
         if min(self.std) <= 0:
-            raise ConfigError("preprocess.std must be three positive numbers.")
+            raise ConfigError("preprocess.std must be positive.")
         if max(self.std) < 1 and max(self.mean) <= 1:
             raise ConfigError(
                 "preprocess.mean and preprocess.std look like values on the 0..1 scale; they are "
                 "on the 0..255 scale here. Multiply both by 255."
             )
+
+    @property
+    def planes(self) -> int:
+        """The number of the network's input channels: 3, for `gray` 1 and for `rgba` 4."""
+        return _PLANES[self.channels]
+
+    @property
+    def alpha(self) -> str:
+        """What becomes of transparency: `dropped`, or for `rgba` `kept` as the fourth channel."""
+        return "kept" if self.channels == "rgba" else "dropped"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -104,41 +166,105 @@ class Preprocess:
         """
         if not isinstance(values, Mapping):
             raise ConfigError("preprocess is not a table.")
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {"alpha", *(field.name for field in dataclasses.fields(cls))}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(
                 f"preprocess.{unknown[0]} is not known; the keys are {', '.join(sorted(known))}."
             )
         arguments = dict(values)
+        alpha = arguments.pop("alpha", None)
         for name in ("mean", "std"):
             if name in arguments:
-                numbers = arguments[name]
-                if not isinstance(numbers, list) or not all(_is_number(n) for n in numbers):
-                    raise ConfigError(f"preprocess.{name} is {numbers!r}; it must be a list.")
-                arguments[name] = tuple(float(number) for number in numbers)
-        for name in ("resize", "crop"):
+                arguments[name] = _numbers(name, arguments[name])
+        for name in ("resize", "crop", "white16"):
             if name in arguments and type(arguments[name]) is not int:
-                raise ConfigError(f"preprocess.{name} is {arguments[name]!r}, not an integer.")
-        return cls(**arguments)
+                raise ConfigError(
+                    f"preprocess.{name} is {_shown(arguments[name])}, not an integer."
+                )
+        made = cls(**arguments)
+        if alpha is not None and alpha != made.alpha:
+            raise ConfigError(
+                f"preprocess.alpha is {_shown(alpha)}, but with channels = {made.channels} alpha "
+                f"is always {made.alpha}. Correct it or leave it out."
+            )
+        return made
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as it stands in a card or a manifest; without `input` where that is usual."""
+        """The table as it stands in a card or a manifest.
+
+        `input` and `white16` are left out where they say nothing beyond what is usual, `alpha` is
+        there for who reads it.
+        """
         values = dataclasses.asdict(self)
         if self.input == "float32":  # bundles had no such key once, and nothing else is meant
             del values["input"]
-        return {**values, "mean": list(self.mean), "std": list(self.std)}
+        if self.white16 is None:
+            del values["white16"]
+        return {**values, "alpha": self.alpha, "mean": list(self.mean), "std": list(self.std)}
 
     def pixels(self, image: Image.Image) -> PixelArray:
-        """Resize and crop one picture.
+        """Make the network's picture of an opened one, before it is normalised.
 
         Returns:
-            uint8 pixels of shape (crop, crop, 3), RGB whatever `channels` is.
+            uint8 pixels of shape (crop, crop, planes): RGB whatever the order in `channels`, grey
+            for `gray`, or RGBA.
+
+        Raises:
+            CalibrationError: The picture has not what this preprocess needs.
         """
+        return self.fit(self.decode(image))
+
+    def decode(self, image: Image.Image) -> Image.Image:
+        """Read the pixels of an opened picture.
+
+        Returns:
+            The whole picture, turned as `orientation` says, of mode RGB, L for `gray` or RGBA.
+
+        Raises:
+            CalibrationError: Its pixels have more than 8 bits and `white16` is not given, or it
+                has no fourth band and `channels` is `rgba`.
+        """
+        turned = orientation(image) if self.orientation == "upright" else 1
         if image.mode.startswith("I") or image.mode == "F":
-            # Pillow would clip their values to 255 and give a white picture.
-            raise ValueError(f"{image.mode} pixels have more than 8 bits; convert it to 8 bits")
-        image = image.convert("RGB")
+            image = self._eight_bits(image)
+        mode = _MODES[self.channels]
+        if mode == "RGBA" and not _has_fourth_band(image):
+            raise CalibrationError(
+                f"It has no fourth band (its pixels are {image.mode}), and the model takes one: "
+                "preprocess.channels is rgba. Use PNG or TIFF files with four bands, the fourth "
+                "stored as unassociated alpha."
+            )
+        if mode == "L" and image.mode != "L":
+            image = image.convert("RGB")  # so that the way to grey is one, whatever the file holds
+        return upright(image.convert(mode), turned)
+
+    def _eight_bits(self, image: Image.Image) -> Image.Image:
+        """A greyscale picture of more than 8 bits as one of 8, by `white16`.
+
+        Pillow would clip its values to 255 and give a white picture.
+        """
+        if self.white16 is None:
+            raise CalibrationError(
+                f"Its pixels are {image.mode}, which have more than 8 bits. Say under [preprocess] "
+                "of the model card which value is white: white16 = 65535 where all 16 bits are "
+                "used, 4095 where 12 are; or convert the pictures to 8 bits."
+            )
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > _WHITEST:
+            raise CalibrationError(
+                f"Its pixels are {image.mode} and not whole numbers of 16 bits, 0..{_WHITEST}. "
+                "Convert the pictures to 8 or 16 bits."
+            )
+        levels = np.minimum(values.astype(np.int64) * 255 // self.white16, 255)
+        return Image.fromarray(levels.astype(np.uint8))
+
+    def fit(self, image: Image.Image) -> PixelArray:
+        """Resize and crop a decoded picture, as `pixels` does.
+
+        Args:
+            image: What `decode` gives.
+        """
         width, height = image.size
         if max(width, height) > _MOST_OBLONG * min(width, height):
             raise ValueError(f"{width} x {height} pixels are no picture")
@@ -146,17 +272,17 @@ class Preprocess:
             size = (self.resize, int(self.resize * height / width))
         else:
             size = (int(self.resize * width / height), self.resize)
-        if size != image.size:
-            image = image.resize(size, _INTERPOLATIONS[self.interpolation])
+        image = resize(image, size, _INTERPOLATIONS[self.interpolation])
         left = round((size[0] - self.crop) / 2.0)
         top = round((size[1] - self.crop) / 2.0)
-        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+        crop = image.crop((left, top, left + self.crop, top + self.crop))
+        return np.asarray(crop).reshape(self.crop, self.crop, self.planes)
 
     def tensor(self, pixels: PixelArray) -> InputArray:
-        """Turn RGB pixels into what the model takes.
+        """Turn pixels into what the model takes.
 
         Args:
-            pixels: uint8 of shape (..., crop, crop, 3), RGB.
+            pixels: uint8 of shape (..., crop, crop, planes), as `pixels` gives them.
 
         Returns:
             What `normalize` gives, or for a model with `uint8` input the pixels.
@@ -164,17 +290,17 @@ class Preprocess:
         return np.ascontiguousarray(pixels) if self.input == "uint8" else self.normalize(pixels)
 
     def normalize(self, pixels: PixelArray) -> FloatArray:
-        """Turn RGB pixels into the values that the network computes with, whatever `input` is.
+        """Turn pixels into the values that the network computes with, whatever `input` is.
 
         Args:
-            pixels: uint8 of shape (..., crop, crop, 3), RGB.
+            pixels: uint8 of shape (..., crop, crop, planes), as `pixels` gives them.
 
         Returns:
-            float32 of shape (..., 3, crop, crop), in `channels` order.
+            float32 of shape (..., planes, crop, crop), in `channels` order.
         """
         values = pixels[..., ::-1] if self.channels == "bgr" else pixels
-        mean = np.asarray(self.mean, np.float32).reshape(3, 1, 1)
-        std = np.asarray(self.std, np.float32).reshape(3, 1, 1)
+        mean = np.asarray(self.mean, np.float32).reshape(-1, 1, 1)
+        std = np.asarray(self.std, np.float32).reshape(-1, 1, 1)
         # Channels first, while they are bytes, and then in place: over a last axis of three NumPy's
         # arithmetic takes several times as long.
         planes = np.ascontiguousarray(np.moveaxis(values, -1, -3)).astype(np.float32)
@@ -186,10 +312,10 @@ class Preprocess:
         """Read one picture file as what the model takes.
 
         Returns:
-            float32 of shape (3, crop, crop), or uint8 of shape (crop, crop, 3).
+            float32 of shape (planes, crop, crop), or uint8 of shape (crop, crop, planes).
 
         Raises:
-            CalibrationError: The file cannot be read as a picture.
+            CalibrationError: The file cannot be read as a picture, or not as this one needs it.
         """
         return self.tensor(self.load_pixels(path))
 
@@ -197,35 +323,43 @@ class Preprocess:
         """Read one picture file, resized and cropped.
 
         Returns:
-            uint8 of shape (crop, crop, 3), RGB.
+            uint8 of shape (crop, crop, planes), as `pixels` gives them.
 
         Raises:
-            CalibrationError: The file cannot be read as a picture.
+            CalibrationError: The file cannot be read as a picture, or not as this one needs it.
         """
         with open_picture(path) as image:
             return self.pixels(image)
 
 
-@contextlib.contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture file; its pixels are read when they are used inside the block.
+def _has_fourth_band(image: Image.Image) -> bool:
+    """Whether a picture has alpha in any of the forms in which files keep it."""
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
-    Raises:
-        CalibrationError: The file cannot be read as a picture, here or inside the block.
-    """
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    """A list of numbers of a table; whether there are enough of them is told later."""
+    if not isinstance(values, list) or not values or not all(_is_number(one) for one in values):
+        raise ConfigError(f"preprocess.{name} is {_shown(values)}; it must be a list of numbers.")
     try:
-        with Image.open(path) as image:
-            yield image
-    # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
-    # SyntaxError, struct.error, a decompression bomb and more.
-    except Exception as error:
-        raise CalibrationError(
-            f"{path} cannot be read as a picture ({error}). Remove or replace the file."
-        ) from error
+        return tuple(float(number) for number in values)
+    except OverflowError:
+        raise ConfigError(
+            f"preprocess.{name} has a number that is too large for a float."
+        ) from None
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """A value of a table for a message, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list of itself
+        return "beyond all measure"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 IMAGENET = Preprocess()

@@ -288,7 +288,7 @@ def get(name):
 def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = tmp_path_factory.mktemp("backend")
     (made / "fake_scores.py").write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(made))
+    monkeypatch.setenv("PYTHONPATH", str(made), prepend=os.pathsep)
     return made
 
 

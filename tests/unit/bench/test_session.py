@@ -78,7 +78,7 @@ ALL = ("single-stream", "multi-stream", "offline", "server")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "fake_runtimes.py").write_text(textwrap.dedent(FAKE))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -226,7 +227,7 @@ def get(name): return Slowing()
 @pytest.mark.slow
 def test_a_worker_process_that_slows_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slowing.py").write_text(SLOWING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     picture = tmp_path / "input.npy"
     np.save(picture, np.zeros((1, 3, 8, 8), np.float32))
     artifact = Artifact(backend="slowing", path=picture, files=(("fake", picture),))

@@ -85,7 +85,10 @@ BASE = 'name = "a"\narchitecture = "googlenet"\n'
         (BASE + "labels = 'gone.txt'", "gone.txt, which cannot be read"),
         (BASE + "transform_input = 1", "transform_input is 1; it must be a boolean."),
         (BASE + "[preprocess]\nsize = 3", "preprocess.size is not known;"),
-        (BASE + "[preprocess]\nmean = 'a'", "preprocess.mean is 'a'; it must be a list."),
+        (
+            BASE + "[preprocess]\nmean = 'a'",
+            "preprocess.mean is 'a'; it must be a list of",
+        ),
         (BASE + "factory = 'a:b'", "factory and architecture 'googlenet' do not go together."),
         ('name = "a"\narchitecture = "module"', "factory and architecture 'module' do not go"),
         (

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import json
 import os
 import signal
@@ -126,8 +125,7 @@ class _Worker:
 
     def end_to_end(self, request: dict[str, Any]) -> dict[str, Any]:
         """Go from the bytes of each picture file to logits, and time every step."""
-        from PIL import Image
-
+        from gnet_opt.pictures import open_picture
         from gnet_opt.preprocess import Preprocess
 
         runner = self._loaded()
@@ -140,12 +138,14 @@ class _Worker:
             "resize_ns": [],
         }
         for name in request["files"]:
-            content = io.BytesIO(Path(name).read_bytes())
+            path = Path(name)
+            content = path.read_bytes()
             started = clock()
-            picture = Image.open(content).convert("RGB")
-            decoded = clock()
-            pixels = preprocess.pixels(picture)
-            resized = clock()
+            with open_picture(path, content) as image:
+                picture = preprocess.decode(image)
+                decoded = clock()
+                pixels = preprocess.fit(picture)
+                resized = clock()
             batch = preprocess.tensor(pixels)[None]
             normalized = clock()
             runner.run(batch)

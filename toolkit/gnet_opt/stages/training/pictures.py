@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gnet_opt.preprocess import PixelArray, Preprocess, open_picture
+from gnet_opt.pictures import open_picture, resize
+from gnet_opt.preprocess import PixelArray, Preprocess
 from gnet_opt.progress import Progress
 from gnet_opt.stages.training.recipe import Recipe
 
@@ -53,12 +54,12 @@ class Pictures:
 
     def _decode(self, index: int) -> PixelArray:
         with open_picture(self._files[index]) as image:
-            picture = image.convert("RGB")
+            picture = self._preprocess.decode(image)
         shrink = self._preprocess.resize / min(picture.size)
         if shrink < 1:
             width, height = picture.size
             size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
+            picture = resize(picture, size, Image.Resampling.BILINEAR)
         return np.asarray(picture)
 
 

@@ -41,11 +41,14 @@ test-tools:
 	  apt-get install -qq --no-install-recommends $$missing >/dev/null || true; \
 	fi
 
+# One worker a core; the tests of a file stay together, because they share what was built for them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: lint types test-tools
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: lint types test-tools
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # 77: this machine cannot, and the reason is printed.
 test-arm: $(INSTALLED)

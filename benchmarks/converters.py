@@ -203,8 +203,6 @@ def mnn_int8(source: Path, out: Path, clock: Clock) -> None:
 
 def openvino_float(source: Path, out: Path, clock: Clock) -> None:
     """`openvino.convert_model` of the plain ONNX export, weights in float32."""
-    # OpenVINO reports home through this package, and does without it.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
     with clock.running():

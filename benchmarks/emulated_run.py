@@ -81,10 +81,10 @@ def graph(bundle: str, backend: str, out: str) -> None:
             model = str(Bundle.open(root).model)
             onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return
-    from gnet_opt.backends.openvino import import_quietly
+    from gnet_opt.telemetry import import_openvino
 
     compiled = (
-        import_quietly()
+        import_openvino()
         .Core()
         .compile_model(
             backends.get(backend).artifact(root).path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

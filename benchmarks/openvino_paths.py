@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from gnet_opt import backends, paths, target
-from gnet_opt.backends.openvino import import_quietly
 from gnet_opt.bench import latency
 from gnet_opt.bench.process import Subject
 from gnet_opt.files import dump_json, write_text
@@ -38,6 +37,7 @@ from gnet_opt.runtime import Artifact
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module, load
 from gnet_opt.target import Target
+from gnet_opt.telemetry import import_openvino
 from gnet_opt.versions import tools
 
 RESULTS = Path(__file__).with_name("results")
@@ -58,7 +58,7 @@ def usual_path(
     model: Model, inputs: list[np.ndarray[Any, Any]], folder: Path
 ) -> dict[str, Artifact]:
     """`torch.onnx.export`, OpenVINO and `nncf.quantize`, each with its defaults."""
-    openvino = import_quietly()
+    openvino = import_openvino()
     # NNCF reports home through the same package, and does without it.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import nncf

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Nothing here may report home, and gnet-opt, which sees to that elsewhere, need not be installed:
+# ONNX Runtime asks for this variable, and OpenVINO and NNCF do without their package for it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 PACKAGES = ("nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
 """Whose versions make a peer's result."""
@@ -132,7 +138,9 @@ def onnxruntime_entropy(task: Task, clock: Clock) -> None:
 
 def nncf_default(task: Task, clock: Clock) -> None:
     """OpenVINO's converter and `nncf.quantize` with its defaults."""
-    nncf, openvino = _import_nncf()
+    import nncf
+    import openvino
+
     with clock.running():
         model = openvino.convert_model(task.model)
         dataset = nncf.Dataset(task.inputs, np.load)
@@ -142,7 +150,8 @@ def nncf_default(task: Task, clock: Clock) -> None:
 
 def nncf_accuracy_control(task: Task, clock: Clock) -> None:
     """`nncf.quantize_with_accuracy_control`: top-1 of the calibration pictures, drop 0.01."""
-    nncf, openvino = _import_nncf()
+    import nncf
+    import openvino
 
     def top1(compiled: Any, items: Iterable[tuple[Path, int]]) -> float:
         right = [int(compiled(np.load(path))[0].argmax()) == label for path, label in items]
@@ -213,15 +222,6 @@ def _quantize_static(
         }
     with clock.running():
         quantization.quantize_static(task.model, task.out / "model.onnx", Reader(task), **advised)
-
-
-def _import_nncf() -> tuple[Any, Any]:
-    # OpenVINO and NNCF report home through this package, and do without it.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import nncf
-    import openvino
-
-    return nncf, openvino
 
 
 def _modelopt(task: Task, clock: Clock, method: str) -> None:

@@ -198,9 +198,9 @@ def _convolutions(path: Path) -> list[dict[str, Any]]:
 
 def _openvino_convolutions(path: Path) -> int:
     """Convolutions of OpenVINO's execution graph that compute in integers."""
-    from gnet_opt.backends.openvino import import_quietly
+    from gnet_opt.telemetry import import_openvino
 
-    core = import_quietly().Core()
+    core = import_openvino().Core()
     compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return sum(

@@ -60,6 +60,7 @@ if mode == "nothing":
     "environment": {"machine": "here"},
     "inputs": {str(p): p.read_text() for p in pathlib.Path("inputs").rglob("*") if p.is_file()},
     "package": gnet_opt.__file__,
+    "telemetry_off": os.environ["ORT_DISABLE_TELEMETRY"],
     "temporary": os.environ["TMPDIR"],
     "version": version("gnet-opt"),
 }))
@@ -153,6 +154,7 @@ def test_the_results_come_home_and_the_device_is_as_it_was(
     folder = Path(document["package"]).parents[2]
     assert folder.parent == server.work
     assert document["package"] == str(folder / "package" / "gnet_opt" / "__init__.py")
+    assert document["telemetry_off"] == "1"  # nothing of our environment comes along
     assert document["temporary"] == str(folder / "tmp")
     assert document["version"] == __version__
     place = f"inputs/7/{HOSTILE}"

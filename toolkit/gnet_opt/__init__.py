@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnet_opt import telemetry
+
 if TYPE_CHECKING:
     from torch import nn
 
     from gnet_opt.bundle import Bundle
     from gnet_opt.preprocess import Preprocess
     from gnet_opt.progress import Progress
+
+telemetry.switch_off()
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "optimize"]

@@ -38,6 +38,11 @@ def calibration_cache() -> Path:
     return _cache() / "calibration"
 
 
+def chart_fonts() -> Path:
+    """The folder in which matplotlib notes the fonts of this machine."""
+    return _cache() / "matplotlib"
+
+
 def remote_runs() -> Path:
     """The folder that tells which runs are under way on devices."""
     return _cache() / "remote"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,6 +28,7 @@ from gnet_opt.files import atomic_path, check_writable, dump_json, sha256_file, 
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
+from gnet_opt.paths import chart_fonts
 from gnet_opt.preprocess import FloatArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantization import Recipe, Statistics, quantize
@@ -368,6 +370,8 @@ def draw(costs: Sequence[LayerCost], path: Path, *, title: str) -> bool:
     """
     if find_spec("matplotlib") is None:
         return False
+    # Its list of fonts is made once, and kept where our own things are.
+    os.environ.setdefault("MPLCONFIGDIR", str(chart_fonts()))
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

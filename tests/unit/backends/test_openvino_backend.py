@@ -14,13 +14,14 @@ import pytest
 
 from conformance import models
 from gnet_opt.backends import openvino as openvino_backend
-from gnet_opt.backends.openvino import OpenVinoBackend, import_quietly
+from gnet_opt.backends.openvino import OpenVinoBackend
 from gnet_opt.runtime import INTEGERS, Artifact
 from gnet_opt.target import find
+from gnet_opt.telemetry import import_openvino
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("openvino is not installed", allow_module_level=True)
-openvino = import_quietly()
+openvino = import_openvino()
 
 
 def executed(path: Path) -> Counter[tuple[str, str]]:
@@ -119,8 +120,8 @@ def test_the_same_network_without_the_undocumented_pass(
 def test_nothing_is_reported_home() -> None:
     program = (
         "import sys\n"
-        "from gnet_opt.backends.openvino import import_quietly\n"
-        "assert import_quietly().Core().available_devices\n"
+        "from gnet_opt.telemetry import import_openvino\n"
+        "assert import_openvino().Core().available_devices\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
         "import openvino.tools.ovc as ovc\n"
         "print(type(ovc.telemetry).__module__)\n"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +28,10 @@ from gnet_opt.runtime import (
     Runner,
 )
 from gnet_opt.target import Target
+from gnet_opt.telemetry import import_openvino
 
 _XML = "model.xml"
 _BIN = "model.bin"
-_TELEMETRY = "openvino_telemetry"
 
 _KINDS: dict[str, NodeKind] = {
     "Concatenation": "concat",
@@ -55,27 +53,6 @@ _KINDS: dict[str, NodeKind] = {
 """The kind of a node by its `layerType` in the runtime model. A global average pool is a Reduce."""
 
 _NO_WORK = ("Const", "Input", "Output")
-
-
-def import_quietly() -> Any:
-    """Import OpenVINO without its telemetry.
-
-    `import openvino` by itself reports the import to Google Analytics, from a process that it
-    forks. Nobody asked for that, and the forked process keeps our pipes open where the network is
-    slow to answer. Without the package `openvino_telemetry` OpenVINO does the same and sends
-    nothing, so that package is hidden while OpenVINO is imported.
-    """
-    if "openvino" not in sys.modules:
-        hidden = sys.modules.get(_TELEMETRY)
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-        try:
-            importlib.import_module("openvino")
-        finally:
-            if hidden is None:
-                del sys.modules[_TELEMETRY]
-            else:
-                sys.modules[_TELEMETRY] = hidden
-    return sys.modules["openvino"]
 
 
 class OpenVinoBackend:
@@ -115,7 +92,7 @@ class OpenVinoBackend:
             f"Converting {model} with OpenVINO",
             "Check the file with `gnet-opt inspect`, or export the model again.",
         ):
-            openvino = import_quietly()
+            openvino = import_openvino()
             converted = _read(openvino.Core(), model)
             _simplify(converted)
             _name_nodes(converted)
@@ -221,7 +198,7 @@ def _compiled(artifact: Artifact, threads: int | None, *, counting: bool = False
         "The file or its model.bin may be damaged: check with `gnet-opt verify`, or build "
         "the bundle again.",
     ):
-        openvino = import_quietly()
+        openvino = import_openvino()
         return openvino.Core().compile_model(artifact.path, "CPU", config)
 
 
@@ -320,7 +297,7 @@ class _Runner:
         """
         checked = check_input(batch, self._shape, str(self._path), self._type.to_dtype().name)
         self._shared = checked if checked.flags.writeable else checked.copy()
-        tensor = import_quietly().Tensor(self._shared, shared_memory=True)
+        tensor = import_openvino().Tensor(self._shared, shared_memory=True)
         self._request.set_input_tensor(0, tensor)
         self._batch = batch if self._shared is batch else self
 

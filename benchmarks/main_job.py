@@ -60,7 +60,7 @@ def build(network: str, target_name: str) -> dict[str, Any]:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     # A deferred build has no latency.
-    stages = ("quantize", "compile", "golden", "latency")
+    stages = ("calibrate", "quantize", "compile", "golden", "latency")
     after = sum(result.seconds.get(stage, 0.0) for stage in stages)
     return {
         "accuracy": manifest["accuracy"],

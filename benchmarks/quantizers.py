@@ -322,7 +322,7 @@ class Run:
         if variant.target:
             printed = json.loads(log.with_suffix(".out").read_text(encoding="utf-8"))
             shutil.copyfile(out / "bundle" / "model.onnx", out / "model.onnx")
-            value["seconds"] = printed["seconds"]["quantize"]
+            value["seconds"] = sum(printed["seconds"][stage] for stage in ("calibrate", "quantize"))
             value["stages"] = printed["seconds"]
             value["target"] = printed["manifest"]["target"]["name"]
         else:

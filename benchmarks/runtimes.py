@@ -316,7 +316,8 @@ class Run:
                 raise SystemExit(f"gnet-opt quantize {problem}\nAll that it said is in {log}.")
             shutil.copyfile(out / "bundle" / "model.onnx", out / "model.onnx")
             printed = json.loads(log.with_suffix(".out").read_text(encoding="utf-8"))
-            return {"seconds": printed["seconds"]["quantize"]}
+            stages = ("calibrate", "quantize")
+            return {"seconds": sum(printed["seconds"][stage] for stage in stages)}
 
         once(out / "quantize.json", key, make, force=self._options.force)
 

@@ -288,9 +288,6 @@ def test_only_the_ruined_layer_stays_in_float(world: World, tmp_path: Path) -> N
     assert rows["mixed on onnxruntime"]["ships"]
     assert rows["int8 on onnxruntime"]["accuracy"]["drop"]["value"] > 1.0
     assert made.manifest["accuracy"]["drop"]["value"] <= 1.0
-    # What the corrected biases do is measured with the layer in float, too.
-    effect = facts["effects"]["bias_correction"]["sqnr_db_with"]
-    assert effect == pytest.approx(facts["golden"]["sqnr_db"])
     assert "mixed on onnxruntime keeps in float: fc." in done.out
     inspected = gnet_opt("inspect", out)
     assert inspected.code == 0

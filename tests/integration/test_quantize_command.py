@@ -20,8 +20,10 @@ from commands import content, gnet_opt
 from factories import check_hostile
 from world import World
 
+from gnet_opt import quantizer
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
+from gnet_opt.quantization import Recipe
 from gnet_opt.target import Target, find, shipped
 
 FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
@@ -747,26 +749,26 @@ def test_the_methods_of_the_command_are_those_of_the_package() -> None:
     assert alone["method"].default == Options().method
 
 
-@pytest.mark.parametrize(
-    ("options", "fact"),
-    [
-        (["--no-bias-correction"], ("bias_correction", False)),
-        (["--weight-search"], ("weight_search", True)),
-    ],
-)
-def test_options_of_the_quantizer_reach_it(
-    quantize: Callable[..., Any], tmp_path: Path, options: list[str], fact: tuple[str, bool]
+def test_options_of_the_quantizer_reach_it_and_every_file_is_written_once(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, changed = tmp_path / "plain", tmp_path / "changed"
-    assert quantize("--target", "jetson", "-o", plain).code == 0
-    assert quantize("--target", "jetson", *options, "-o", changed).code == 0
-    effects = [Bundle.open(out).manifest["facts"]["effects"] for out in (plain, changed)]
-    name, used = fact
-    assert [one[name]["used"] for one in effects] == [not used, used]
-    assert effects[0][name]["sqnr_db_with"] == effects[1][name]["sqnr_db_with"]
-    assert effects[0][name]["sqnr_db_without"] == effects[1][name]["sqnr_db_without"]
-    if name == "bias_correction":  # with eight bits, a few weights are not worth clipping
-        assert (plain / "model.onnx").read_bytes() != (changed / "model.onnx").read_bytes()
+    recipes: list[Recipe] = []
+    real = quantizer.quantize
+
+    def spy(model: Path, out: Path, statistics: Any, scheme: Any, recipe: Recipe) -> Any:
+        recipes.append(recipe)
+        return real(model, out, statistics, scheme, recipe)
+
+    monkeypatch.setattr(quantizer, "quantize", spy)
+    for number, options in enumerate(([], ["--no-bias-correction"], ["--weight-search"])):
+        done = quantize("--target", "jetson", *options, "--json", "-o", tmp_path / str(number))
+        assert done.code == 0, done.err
+        corrected = done.json["manifest"]["facts"]["quantize"]["biases_corrected"]
+        assert (corrected == 0) == ("--no-bias-correction" in options)
+        # What calibration takes is not hidden in another stage.
+        assert done.json["seconds"]["calibrate"] > 0
+    # Nothing is quantized that neither ships nor decides.
+    assert recipes == [Recipe(), Recipe(bias_correction=False), Recipe(weight_search=True)]
 
 
 @pytest.fixture

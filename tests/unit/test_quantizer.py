@@ -23,7 +23,7 @@ from gnet_opt.progress import silent
 from gnet_opt.quantization import METHODS, Recipe, cache, calibrate, equalize, quantize
 from gnet_opt.quantizer import Quantizer
 from gnet_opt.runtime import run_all
-from gnet_opt.search import Judge, Verdict, best_method
+from gnet_opt.search import Verdict, best_method
 from gnet_opt.stages import prepare
 from gnet_opt.stages.load import from_module
 from gnet_opt.target import Scheme, find
@@ -248,45 +248,6 @@ def test_costs_are_measured_once(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     assert call["recipe"] == Recipe(method="mse")
     assert call["jobs"] == 1
     assert {cost.name for cost in costs} >= {"fc", "stem.conv"}
-
-
-def test_effects_switch_one_thing_over_at_a_time(
-    make: Make, exported: dict[str, tuple[Model, Path]], images: ImageSet, tmp_path: Path
-) -> None:
-    path = exported["small"][1]
-    seen = calibrate(path, loaded(images), threads=1)
-    few = images.spread(4)
-    before = logits(path, few)
-
-    def measured(**recipe: Any) -> float | None:
-        quantize(path, tmp_path / "x.onnx", seen, JETSON.scheme, Recipe(**recipe))
-        return sqnr_db(before, logits(tmp_path / "x.onnx", few))
-
-    def effects(made: Quantizer, kept: frozenset[str] = frozenset()) -> dict[str, Any]:
-        made.write(tmp_path / "shipped.onnx", JETSON.scheme, kept)
-        judge = Judge(path, loaded(few))
-        return made.effects(judge, judge(tmp_path / "shipped.onnx"), JETSON.scheme, kept)
-
-    facts = effects(make())
-    assert facts == {
-        "images": 4,
-        "bias_correction": {
-            "sqnr_db_with": pytest.approx(measured()),
-            "sqnr_db_without": pytest.approx(measured(bias_correction=False)),
-            "used": True,
-        },
-        "weight_search": {
-            "sqnr_db_with": pytest.approx(measured(weight_search=True)),
-            "sqnr_db_without": pytest.approx(measured()),
-            "used": False,
-        },
-    }
-    other = effects(make(bias_correction=False))
-    assert other["bias_correction"] == {**facts["bias_correction"], "used": False}
-    # What ships with layers in float is judged with them in float.
-    kept = frozenset({"stem.conv", "inception.branch1.conv"})
-    mixed = effects(make(), kept)
-    assert mixed["bias_correction"]["sqnr_db_with"] == pytest.approx(measured(keep_float=kept))
 
 
 @pytest.mark.parametrize("method", ["lp", "auto"])

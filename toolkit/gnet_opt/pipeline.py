@@ -168,11 +168,7 @@ class _Build:
             facts["golden"] = self._golden(candidate, outputs)
             facts["golden"]["sqnr_db"] = shipped.to_dict()["sqnr_db"]
         if candidate.scheme is not None:
-            with self._timed("quantize"):
-                facts["effects"] = self._quantizer.effects(
-                    judge, shipped, candidate.scheme, candidate.float_layers
-                )
-                self._notes += self._quantizer.notes
+            self._notes += self._quantizer.notes
         output = job.output
         rejected = chosen.rejected
         if rejected:
@@ -339,7 +335,8 @@ class _Build:
     @cached_property
     def _quantizer(self) -> Quantizer:
         scratch, tell = self._scratch, self._told.append
-        return Quantizer(self._job, self._float, scratch, self._progress, tell)
+        with self._timed("calibrate"):
+            return Quantizer(self._job, self._float, scratch, self._progress, tell)
 
     def _candidate(
         self,
@@ -354,8 +351,9 @@ class _Build:
         plain = self._scratch / f"{folder.name}.onnx" if pixels else folder / MODEL
         facts: dict[str, Any] = {}
         if scheme is not None:
+            quantizer = self._quantizer  # the first use calibrates
             with self._timed("quantize"):
-                facts = self._quantizer.write(plain, scheme, keep_float)
+                facts = quantizer.write(plain, scheme, keep_float)
         elif precision == "fp16":
             from gnet_opt.quantization.half import write_half
 

@@ -18,7 +18,7 @@ from gnet_opt.preprocess import FloatArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantization import METHODS, Recipe, Statistics, quantize
 from gnet_opt.quantization.cache import calibrate_cached
-from gnet_opt.search import MOST_JUDGES, Judge, Verdict, best_method, split
+from gnet_opt.search import MOST_JUDGES, Judge, best_method, split
 from gnet_opt.sensitivity import LayerCost, measure
 from gnet_opt.target import Scheme
 
@@ -112,40 +112,6 @@ class Quantizer:
             jobs=self._job.options.threads or this_machine().cores,
             progress=self._progress,
         )
-
-    def effects(
-        self,
-        judge: Judge,
-        shipped: Verdict,
-        scheme: Scheme,
-        keep_float: frozenset[str] = frozenset(),
-    ) -> dict[str, Any]:
-        """What bias correction and the search of weight ranges do, each switched over alone.
-
-        Args:
-            judge: Of the float model.
-            shipped: Its verdict on what `write` wrote with this scheme and these layers in float.
-            scheme: The integer form.
-            keep_float: Layers that stay in float.
-
-        Returns:
-            SQNR of the logits in dB with and without each, by reference semantics.
-        """
-        recipe = replace(self.recipe, keep_float=keep_float)
-        switched = {
-            "bias_correction": replace(recipe, bias_correction=not recipe.bias_correction),
-            "weight_search": replace(recipe, weight_search=not recipe.weight_search),
-        }
-        chosen = shipped.to_dict()["sqnr_db"]
-        facts: dict[str, Any] = {"images": judge.images}
-        for name, other in switched.items():
-            used, otherwise = getattr(recipe, name), self._judged(judge, scheme, other)
-            facts[name] = {
-                "sqnr_db_with": chosen if used else otherwise,
-                "sqnr_db_without": otherwise if used else chosen,
-                "used": used,
-            }
-        return facts
 
     def _judged(self, judge: Judge, scheme: Scheme, recipe: Recipe) -> float | None:
         tried = self._scratch / "tried.onnx"

@@ -19,7 +19,8 @@ from gnet_opt.errors import ConfigError, ModelError
 from gnet_opt.networks.googlenet_caffe import GoogLeNetCaffe, caffe_names
 from gnet_opt.preprocess import IMAGENET, INCEPTION, Preprocess
 from gnet_opt.stages import load as load_stage
-from gnet_opt.stages.load import CAFFE, compose_transform_input, from_module, load
+from gnet_opt.stages.load import CAFFE, from_module, load
+from gnet_opt.stages.normalization import compose_transform_input
 
 SMALL = Preprocess(resize=64, crop=64)
 ASSUMED_IMAGENET = (

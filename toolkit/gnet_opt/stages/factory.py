@@ -1,0 +1,84 @@
+"""Call `package.module:factory`, the one place where code of the user runs to make a network."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnet_opt.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def call_factory(spec: str) -> nn.Module:
+    """Import what a `package.module:name` names, from the current folder or what is installed.
+
+    Returns:
+        The network itself, or what the function of that name returns.
+
+    Raises:
+        ModelError: It cannot be imported, fails, or gives no network.
+    """
+    from torch import nn
+
+    module_name, attribute = spec.split(":")
+    with _importable_cwd():
+        try:
+            value: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+                raise ModelError(
+                    f"{spec}: {module_name} needs the module {error.name}, which is not "
+                    "installed. Install it."
+                ) from error
+            raise ModelError(
+                f"{spec}: there is no module {error.name}. Run from the folder that holds it, or "
+                "install it."
+            ) from error
+        except Exception as error:
+            raise ModelError(
+                f"{spec}: importing {module_name} fails with {type(error).__name__}: {error}"
+            ) from error
+        for part in attribute.split("."):
+            if not hasattr(value, part):
+                close = difflib.get_close_matches(part, dir(value), n=1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise ModelError(f"{spec}: {module_name} has no {attribute}.{hint}")
+            value = getattr(value, part)
+        if isinstance(value, nn.Module):
+            return value
+        if not callable(value):
+            raise ModelError(
+                f"{spec} is a {type(value).__name__}, neither a network nor a function."
+            )
+        try:
+            built = value()
+        except Exception as error:
+            raise ModelError(
+                f"{spec}: calling {attribute}() fails with {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(built, nn.Module):
+        raise ModelError(
+            f"{spec} returns a {type(built).__name__}. Return a torch.nn.Module with its weights."
+        )
+    return built
+
+
+@contextlib.contextmanager
+def _importable_cwd() -> Iterator[None]:
+    folder = str(Path.cwd())
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

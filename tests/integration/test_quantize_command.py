@@ -18,15 +18,20 @@ import onnx
 import pytest
 from commands import content, gnet_opt
 from factories import check_hostile
-from world import World
+from world import PREPROCESS, World, draw
 
 from gnet_opt import quantizer
 from gnet_opt.bundle import Bundle
 from gnet_opt.files import sha256_file
+from gnet_opt.golden import Golden
 from gnet_opt.quantization import Recipe
 from gnet_opt.target import Target, find, shipped
 
 FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
+TRAVELS = (
+    "The bundle holds 8 of the calibration images of calibration, resized (golden.npz): whoever "
+    "gets it can see them. Use --golden drawn for drawn ones, or --golden FOLDER for others."
+)
 TARGETS = ["cpu", "openvino-cpu", "raspberry-pi-5", "jetson"]
 
 
@@ -100,6 +105,119 @@ def test_golden_outputs_are_those_of_reference_semantics(
             assert np.array_equal(runner.run(image[None])[0], logits)
 
 
+# --- golden inputs -------------------------------------------------------------------------------
+
+
+def loaded(folder: Path) -> list[bytes]:
+    return [PREPROCESS.load_pixels(path).tobytes() for path in sorted(folder.glob("*.png"))]
+
+
+def travelling(root: Path) -> list[bytes]:
+    return [pixels.tobytes() for pixels in Golden.read(root / "golden.npz").pixels]
+
+
+def test_the_images_in_the_bundle_are_named_and_spread(
+    bundle: Callable[[str], Path], world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    root = bundle("jetson")
+    manifest = Bundle.open(root).manifest
+    assert (
+        manifest["golden"].items()
+        >= {
+            "images": 8,
+            "set": "calibration",
+            "source": "calibration",
+        }.items()
+    )
+    assert TRAVELS in manifest["notes"]
+    found, calibration = travelling(root), loaded(world.calibration)
+    assert len(set(found)) == 8
+    assert set(found) < set(calibration)
+    # Not the first ones: one of each part of the set.
+    assert set(found) != set(calibration[:8])
+    assert "8 inputs, of calibration (calibration)" in " ".join(
+        gnet_opt("inspect", root).out.split()
+    )
+
+
+def test_drawn_inputs_show_nothing_of_the_user(
+    world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    for target in ("openvino-cpu", "arm64"):
+        out = tmp_path / target
+        done = quantize("--target", target, "--golden", "drawn", "-o", out)
+        assert done.code == 0, done.err
+        assert "golden.npz" not in done.err
+        manifest = Bundle.open(out).manifest
+        expected = {"images": 8, "set": None, "source": "drawn"}
+        assert manifest["golden"].items() >= expected.items()
+        found = travelling(out)
+        assert len(set(found)) == 8
+        assert not set(found) & {*loaded(world.calibration), *loaded(world.evaluation)}
+        assert manifest["facts"]["golden"]["sqnr_db"] > 20.0
+        verified = gnet_opt("verify", out, "--json", "--threads", "1")
+        assert verified.code == 0, verified.err
+        assert verified.json["golden_images"] == 8
+        # Not one answer to all: the logits tell the images apart.
+        outputs = Golden.read(out / "golden.npz").outputs
+        assert outputs.std(axis=0).max() > 0.1 * np.abs(outputs).max()
+        assert "8 inputs, drawn" in " ".join(gnet_opt("inspect", out).out.split())
+    assert travelling(tmp_path / "arm64") == travelling(tmp_path / "openvino-cpu")
+
+
+def test_golden_inputs_of_another_folder(
+    world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "free to give away"
+    draw(folder, 3, seed=5)
+    done = quantize("--target", "jetson", "--golden", folder, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    golden = Bundle.open(tmp_path / "b").manifest["golden"]
+    assert golden.items() >= {"images": 3, "set": folder.name, "source": "folder"}.items()
+    assert sorted(travelling(tmp_path / "b")) == sorted(loaded(folder))
+
+
+def test_golden_inputs_that_cannot_be_used(
+    world: World, quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "golden"
+    draw(folder, 2, seed=5)
+    shutil.copy(world.evaluation / "03.png", folder / "copy.png")
+    done = quantize("--target", "jetson", "--golden", folder, "-o", tmp_path / "b")
+    assert done.code == 5
+    assert "1 of 16 evaluation pictures are golden pictures too" in done.err
+    (folder / "copy.png").write_bytes(b"")
+    done = quantize("--target", "jetson", "--golden", folder, "-o", tmp_path / "b")
+    assert done.code == 5
+    assert f"{folder / 'copy.png'} cannot be read as a picture" in done.err
+    done = quantize("--target", "jetson", "--golden", tmp_path / "no", "-o", tmp_path / "b")
+    assert done.code == 5
+    assert "is not a folder" in done.err
+    assert content(tmp_path / "b") == {}
+
+
+def test_the_golden_inputs_of_the_demo_have_many_answers() -> None:
+    """What the export's proof and the golden SQNR rest on is not one class."""
+    import torch
+
+    from gnet_opt import paths, planning
+    from gnet_opt.images import ImageSet
+    from gnet_opt.stages.load import load
+
+    model = load(None)
+    plan = planning.plan(
+        model,
+        find("jetson"),
+        Path("unwritten"),
+        calibration=ImageSet.open(paths.demo_calibration(), classes=model.labels),
+    )
+    pixels = plan.golden.pixels(model.preprocess, plan.options.seed)
+    with torch.no_grad():
+        logits = model.module(torch.from_numpy(model.preprocess.normalize(pixels)))
+    assert len(pixels) == 8
+    assert len(set(logits.argmax(1).tolist())) >= 6
+
+
 def test_the_result_for_people(quantize: Callable[..., Any], tmp_path: Path) -> None:
     done = quantize("--target", "cpu", "-o", tmp_path / "b")
     assert done.code == 0
@@ -142,10 +260,12 @@ def test_a_dry_run_writes_nothing(
     assert done.json == {
         "calibration": {"images": 12, "set": "calibration"},
         "evaluation": {"images": 16, "set": "evaluation"},
+        "golden": {"images": 8, "set": "calibration", "source": "calibration"},
         "input": "float32",
         "model": {"classes": 5, "name": "small"},
         "notes": [
             FEW,
+            TRAVELS,
             "This machine is not jetson-orin-nano: accuracy is that of reference semantics, and "
             "latency is not measured here.",
         ],
@@ -164,6 +284,7 @@ def test_on_the_device_itself_the_engine_is_still_to_be_built(
     assert done.json["semantics"] == "reference"
     assert done.json["notes"] == [
         FEW,
+        TRAVELS,
         "The engine is still to be built: accuracy is that of reference semantics, and latency is "
         "not measured here.",
     ]

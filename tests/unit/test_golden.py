@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnet_opt.errors import BackendError, IntegrityError
-from gnet_opt.golden import PIXEL_TOLERANCE, TOLERANCE_DB, Golden, draw_picture
+from gnet_opt.golden import COUNT, PIXEL_TOLERANCE, TOLERANCE_DB, Golden, Source, draw, draw_picture
 from gnet_opt.preprocess import FloatArray, Preprocess
 
 SMALL = Preprocess(resize=40, crop=32)
@@ -69,6 +69,26 @@ def test_the_picture_is_the_same_on_every_machine() -> None:
     assert (picture.shape, picture.dtype) == ((280, 320, 3), np.uint8)
     digest = hashlib.sha256(picture.tobytes()).hexdigest()
     assert digest == "3bc53877f2ab880d1972f92b1e9462ed08938532d4286887a01915d22694923f"
+
+
+@pytest.mark.parametrize("planes", [1, 3, 4])
+def test_drawn_inputs_differ_and_are_the_same_for_the_same_seed(planes: int) -> None:
+    drawn = draw(4, 32, planes, 7)
+    assert (drawn.shape, drawn.dtype) == ((4, 32, 32, planes), np.uint8)
+    assert np.array_equal(drawn, draw(4, 32, planes, 7))
+    assert not np.array_equal(drawn, draw(4, 32, planes, 8))
+    for index, image in enumerate(drawn):
+        assert (image.min(), image.max()) == (0, 255)
+        assert image.std() > 20
+        for other in drawn[index + 1 :]:
+            # Unlike each other, not only another noise.
+            assert np.abs(image.astype(int) - other).mean() > 20
+
+
+def test_drawn_inputs_are_of_nobody() -> None:
+    source = Source(kind="drawn", images=None)
+    assert source.to_dict() == {"images": COUNT, "set": None, "source": "drawn"}
+    assert source.pixels(SMALL, 0).shape == (COUNT, 32, 32, 3)
 
 
 def whole() -> bytes:

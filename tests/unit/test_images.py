@@ -271,3 +271,45 @@ def test_a_renamed_copy_is_found(tmp_path: Path) -> None:
         f"{tmp_path / 'calibration' / '1.png'} and {copy}. Accuracy measured on them would be too "
         "good; pass sets without common pictures."
     )
+
+
+def labelled(*labels: int) -> ImageSet:
+    return ImageSet(
+        name="labelled",
+        files=tuple(Path(f"{index}.png") for index in range(len(labels))),
+        labels=labels,
+    )
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 20), st.integers(0, 9))
+def test_varied_images_are_of_as_many_classes_as_possible(
+    labels: list[int], count: int, seed: int
+) -> None:
+    images = labelled(*labels)
+    chosen = images.varied(count, seed)
+    assert chosen.labels is not None
+    assert len(set(chosen.files)) == len(chosen) == min(count, len(images))
+    assert chosen == images.varied(count, seed)
+    for some in range(1, len(chosen) + 1):  # any beginning of it, too
+        assert len(set(chosen.labels[:some])) == min(some, len(set(labels)))
+    # No class has two more than another that still had some.
+    taken = {label: chosen.labels.count(label) for label in set(labels)}
+    most = max(taken.values())
+    assert all(n >= most - 1 or n == labels.count(label) for label, n in taken.items())
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 9))
+def test_varied_images_without_labels_are_from_all_over_the_set(
+    size: int, count: int, seed: int
+) -> None:
+    images = numbered(size, labelled=False)
+    chosen = sorted(int(path.stem) for path in images.varied(count, seed).files)
+    count = min(count, size)
+    assert len(chosen) == count
+    for part, index in enumerate(chosen):
+        assert part * size // count <= index < (part + 1) * size // count
+
+
+def test_another_seed_chooses_other_images() -> None:
+    for images in (numbered(100, labelled=False), labelled(*[i // 10 for i in range(100)])):
+        assert images.varied(8, 0) != images.varied(8, 1)

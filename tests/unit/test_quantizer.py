@@ -15,6 +15,7 @@ import networks
 from gnet_opt import quantizer
 from gnet_opt.backends.onnxruntime import open_reference
 from gnet_opt.bench.accuracy import sqnr_db
+from gnet_opt.golden import Source
 from gnet_opt.images import ImageSet
 from gnet_opt.model import Model
 from gnet_opt.planning import Options, Plan
@@ -76,6 +77,7 @@ def make(exported: dict[str, tuple[Model, Path]], images: ImageSet, tmp_path: Pa
             options=Options(threads=1, **options),
             calibration=images,
             evaluation=None,
+            golden=Source(kind="drawn", images=None),
             semantics="reference",
             output=tmp_path / "b",
             notes=(),

@@ -28,6 +28,7 @@ def optimize(
     calibration: str | Path,
     output: str | Path,
     evaluation: str | Path | None = None,
+    golden: str | Path | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] = (),
     name: str = "",
@@ -45,6 +46,8 @@ def optimize(
         calibration: Folder of pictures to calibrate on.
         output: Folder of the bundle.
         evaluation: Folder of labelled pictures to measure on; no picture of `calibration`.
+        golden: Folder of images of which some travel in the bundle, or `drawn` for drawn ones;
+            some of `calibration` by default.
         preprocess: How a picture becomes the module's input; ImageNet's by default. For a module
             only: the other forms say it in a model card.
         labels: The module's class names by index.
@@ -83,6 +86,7 @@ def optimize(
         Path(output),
         calibration=ImageSet.open(Path(calibration), classes=loaded.labels),
         evaluation=ImageSet.open(Path(evaluation), classes=loaded.labels) if evaluation else None,
+        golden_images=planning.golden_images(golden),
         options=planning.Options(**options),
     )
     result = pipeline.build(job, progress or silent)

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from PIL import Image
 from gnet_opt.bench.accuracy import sqnr_db
 from gnet_opt.errors import BackendError, IntegrityError
 from gnet_opt.files import atomic_path
+from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import FloatArray, PixelArray, Preprocess
 from gnet_opt.runtime import InputArray, Runner, run_all
 
@@ -55,6 +57,45 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the golden inputs of a bundle come from; whoever gets the bundle can see them.
+
+    Attributes:
+        kind: `calibration`, some of those images; `folder`, images that the user chose for it; or
+            `drawn`, patterns that show nothing of anybody's.
+        images: The images, None for `drawn`.
+    """
+
+    kind: Literal["calibration", "folder", "drawn"]
+    images: ImageSet | None
+
+    def pixels(self, preprocess: Preprocess, seed: int) -> PixelArray:
+        """The golden inputs.
+
+        Args:
+            preprocess: How an image becomes the network's input.
+            seed: Of what is drawn.
+
+        Returns:
+            uint8 of shape (N, crop, crop, planes), N from 1 to `COUNT`.
+
+        Raises:
+            CalibrationError: A file cannot be read as an image.
+        """
+        if self.images is None:
+            return draw(COUNT, preprocess.crop, preprocess.planes, seed)
+        return np.stack([preprocess.load_pixels(path) for path in self.images.files])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The source as it stands in a manifest."""
+        return {
+            "images": COUNT if self.images is None else len(self.images),
+            "set": self.images and self.images.name,
+            "source": self.kind,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +232,51 @@ def draw_picture() -> PixelArray:
         [(checks + texture) % 256, rings, (x * 4 // 5 + texture) % 256], axis=-1
     )
     return channels.astype(np.uint8)
+
+
+def draw(count: int, size: int, planes: int, seed: int) -> PixelArray:
+    """Draw images that differ from each other and show nothing of anybody's.
+
+    Like photographs they have less contrast the finer the detail (D. J. Field, "Relations between
+    the statistics of natural images and the response properties of cortical cells", Journal of the
+    Optical Society of America A 4 (1987), 2379-2394), and objects with edges before a ground, so
+    that the activations of a trained network are in their usual ranges.
+
+    Args:
+        count: How many.
+        size: Height and width in pixels.
+        planes: Channels.
+        seed: The same seed draws the same images.
+
+    Returns:
+        uint8 of shape (count, size, size, planes).
+    """
+    chance = np.random.default_rng(seed)
+    return np.stack([_draw_one(size, planes, chance) for _ in range(count)])
+
+
+def _draw_one(size: int, planes: int, chance: np.random.Generator) -> PixelArray:
+    y, x = np.mgrid[0:size, 0:size] / size
+    image = _clouds(size, planes, chance)
+    for _ in range(int(chance.integers(1, 6))):
+        middle, radii = chance.uniform(0.1, 0.9, 2), chance.uniform(0.05, 0.4, 2)
+        across = (np.abs(np.stack([y, x], -1) - middle) / radii) ** chance.choice([2.0, 8.0])
+        inside = (across.sum(-1) < 1.0)[..., None]
+        colour = chance.uniform(-1.0, 1.0, planes) + 0.4 * _clouds(size, planes, chance)
+        image = np.where(inside, colour, image)
+    image = (image - image.min()) / max(float(np.ptp(image)), 1e-9)
+    pixels: PixelArray = np.rint(255.0 * image).astype(np.uint8)
+    return pixels
+
+
+def _clouds(size: int, planes: int, chance: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Smooth noise of several finenesses, the finer the fainter, mostly the same in all planes."""
+    total = np.zeros((size, size, planes))
+    for cells in (2, 4, 8, 16, 32, 64):
+        shared = chance.uniform(-1.0, 1.0, (cells, cells, 1))
+        own = chance.uniform(-1.0, 1.0, (cells, cells, planes))
+        for plane in range(planes):
+            coarse = Image.fromarray((shared[..., 0] + 0.5 * own[..., plane]).astype(np.float32))
+            fine = coarse.resize((size, size), Image.Resampling.BICUBIC)
+            total[..., plane] += np.asarray(fine, np.float64) * 2.0 / cells
+    return total

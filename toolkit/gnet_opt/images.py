@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -87,6 +88,28 @@ class ImageSet:
         """At most `count` pictures, evenly over the set."""
         count = min(count, len(self))
         return self.take([index * len(self) // count for index in range(count)])
+
+    def varied(self, count: int, seed: int) -> ImageSet:
+        """At most `count` images, of as many classes as possible and from all over the set.
+
+        With labels the classes take turns, in an order by the seed; without, one image comes from
+        each of `count` equal parts of the set. Which one of its class or part, the seed decides.
+        Any beginning of the result is spread as widely.
+        """
+        count = min(count, len(self))
+        chance = random.Random(seed)
+        if self.labels is None:
+            starts = [index * len(self) // count for index in range(count)]
+            ends = [*starts[1:], len(self)]
+            chosen = [chance.randrange(*part) for part in zip(starts, ends, strict=True)]
+            return self.take(chance.sample(chosen, count))
+        of_class: dict[int, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            of_class.setdefault(label, []).append(index)
+        queues = [chance.sample(indices, len(indices)) for indices in of_class.values()]
+        chance.shuffle(queues)
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
+        return self.take([index for index in turns if index is not None][:count])
 
     def take(self, indices: Sequence[int]) -> ImageSet:
         """The pictures at `indices`."""

@@ -147,15 +147,15 @@ class _Build:
         self._notes: list[str] = []
         self._told: list[str] = []  # what is true of this run alone: not for the manifest
         self._float_logits: FloatArray | None = None
-        examples = job.calibration.take(range(min(golden.COUNT, len(job.calibration))))
-        self._pixels: PixelArray = np.stack(
-            [job.model.preprocess.load_pixels(path) for path in examples.files]
-        )
+        preprocess, seed = job.model.preprocess, job.options.seed
+        examples = job.calibration.varied(golden.COUNT, seed)
+        self._examples: PixelArray = np.stack([preprocess.load_pixels(p) for p in examples.files])
+        self._golden_pixels = job.golden.pixels(preprocess, seed)
 
     def run(self) -> Result:
         job = self._job
         with self._timed("prepare"):
-            examples = job.model.preprocess.normalize(self._pixels[:_EXAMPLES])
+            examples = job.model.preprocess.normalize(self._examples[:_EXAMPLES])
             batch = job.options.batch
             facts = prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
         automatic = job.options.precision == "auto"
@@ -329,7 +329,7 @@ class _Build:
     @cached_property
     def _judge(self) -> Judge:
         """On the pictures that become golden samples."""
-        inputs = self._job.model.preprocess.normalize(self._pixels)
+        inputs = self._job.model.preprocess.normalize(self._golden_pixels)
         return Judge(self._float, list(inputs), self._job.options.threads)
 
     @cached_property
@@ -444,7 +444,7 @@ class _Build:
                     Subject(name=name, artifact=artifact, resolve=_RESOLVE)
                     for name, artifact in artifacts.items()
                 ],
-                job.preprocess.tensor(self._pixels[:1]),
+                job.preprocess.tensor(self._examples[:1]),
                 threads=job.options.threads or this_machine().cores,
                 progress=self._progress,
             )
@@ -489,12 +489,12 @@ class _Build:
         from gnet_opt.stages.pixels import take_pixels
 
         with self._timed("input"):
-            return take_pixels(plain, out, self._job.model.preprocess, self._pixels)
+            return take_pixels(plain, out, self._job.model.preprocess, self._examples)
 
     def _golden(self, chosen: _Candidate, outputs: FloatArray) -> dict[str, Any]:
         """Write the golden samples, and hold this machine's runtime to them where it counts."""
         job = self._job
-        samples = golden.Golden.make(self._pixels, outputs, job.model.preprocess)
+        samples = golden.Golden.make(self._golden_pixels, outputs, job.model.preprocess)
         samples.write(chosen.folder / golden.FILE)
         facts: dict[str, Any] = {"images": len(outputs), "runtime_sqnr_db": None}
         if isinstance(chosen.compiled, Artifact) and job.semantics == "native":
@@ -502,7 +502,7 @@ class _Build:
                 tolerance = golden.TOLERANCE_DB[chosen.precision]
                 name = chosen.backend.name
                 try:
-                    inputs = job.preprocess.tensor(self._pixels)
+                    inputs = job.preprocess.tensor(self._golden_pixels)
                     facts["runtime_sqnr_db"] = samples.replay(runner, inputs, tolerance, name)
                 except IntegrityError as error:
                     raise BackendError(
@@ -552,6 +552,7 @@ class _Build:
             if isinstance(compiled, Deferred)
             else None,
             "golden": {
+                **job.golden.to_dict(),
                 "inputs": f"{golden.FILE}:pixels",
                 "outputs": f"{golden.FILE}:outputs",
                 "semantics": "reference",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gnet_opt import backends
+from gnet_opt import backends, golden
 from gnet_opt.bundle import MANIFEST
 from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyError
 from gnet_opt.files import check_writable
@@ -102,6 +102,7 @@ class Plan:
         options: What the user chose.
         calibration: The pictures to calibrate on.
         evaluation: The pictures to evaluate on, or None.
+        golden: Where the golden inputs, which travel in the bundle, come from.
         semantics: `native` when this machine is the target, else `reference`.
         output: Where the bundle goes.
         notes: What was assumed or is left out, in plain sentences.
@@ -112,6 +113,7 @@ class Plan:
     options: Options
     calibration: ImageSet
     evaluation: ImageSet | None
+    golden: golden.Source
     semantics: Literal["native", "reference"]
     output: Path
     notes: tuple[str, ...]
@@ -130,6 +132,7 @@ class Plan:
         return {
             "calibration": {"images": len(self.calibration), "set": self.calibration.name},
             "evaluation": evaluation and {"images": len(evaluation), "set": evaluation.name},
+            "golden": self.golden.to_dict(),
             "input": self.options.input,
             "model": {"classes": self.model.classes, "name": self.model.name},
             "notes": list(self.notes),
@@ -140,6 +143,20 @@ class Plan:
         }
 
 
+def golden_images(asked: str | Path | None) -> ImageSet | Literal["drawn"] | None:
+    """What a user asked for as golden inputs, for `plan`.
+
+    Args:
+        asked: A folder of images, the word `drawn`, or None. A folder of that name is `./drawn`.
+
+    Raises:
+        CalibrationError: The folder does not exist or holds no picture.
+    """
+    if asked is None or asked == "drawn":
+        return "drawn" if asked else None
+    return ImageSet.open(Path(asked))
+
+
 def plan(
     model: Model,
     target: Target,
@@ -147,6 +164,7 @@ def plan(
     *,
     calibration: ImageSet,
     evaluation: ImageSet | None = None,
+    golden_images: ImageSet | Literal["drawn"] | None = None,
     options: Options | None = None,
 ) -> Plan:
     """Check everything that can be checked before the work begins.
@@ -158,6 +176,8 @@ def plan(
         calibration: Pictures to calibrate on; labels are not needed.
         evaluation: Labelled pictures to measure accuracy on. Without it, calibration pictures
             that were not sampled are used where there are enough.
+        golden_images: Images of which some travel in the bundle as golden inputs, or `drawn` for
+            drawn ones. Without it they are calibration images.
         options: What the user chose.
 
     Raises:
@@ -211,6 +231,14 @@ def plan(
             evaluation.check_labels(model.classes)
             if note := evaluation.note_names(model.labels):
                 notes.append(note)
+    travels = _golden(golden_images, chosen, evaluation, options.seed)
+    if travels.kind == "calibration" and travels.images is not None:
+        count = len(travels.images)
+        notes.append(
+            f"The bundle holds {count} of the calibration images of {chosen.name}, resized "
+            f"({golden.FILE}): whoever gets it can see them. Use --golden drawn for drawn ones, or "
+            "--golden FOLDER for others."
+        )
     # What the device finishes is not there yet, even where this machine is the device.
     native = target.is_this_machine() and target.compile == "host"
     if not native:
@@ -228,10 +256,30 @@ def plan(
         options=options,
         calibration=chosen,
         evaluation=evaluation,
+        golden=travels,
         semantics="native" if native else "reference",
         output=output,
         notes=tuple(notes),
     )
+
+
+def _golden(
+    asked: ImageSet | Literal["drawn"] | None,
+    calibration: ImageSet,
+    evaluation: ImageSet | None,
+    seed: int,
+) -> golden.Source:
+    """Some of the images asked for, none of which is an evaluation image."""
+    if asked == "drawn":
+        return golden.Source(kind="drawn", images=None)
+    if asked is None:
+        # They are no evaluation images: the whole set was compared with those.
+        return golden.Source(kind="calibration", images=calibration.varied(golden.COUNT, seed))
+    images = asked.varied(golden.COUNT, seed)
+    images.check_readable()
+    if evaluation is not None:
+        check_disjoint(images, evaluation, roles=("golden", "evaluation"))
+    return golden.Source(kind="folder", images=images)
 
 
 def _check_pixels(target: Target) -> None:

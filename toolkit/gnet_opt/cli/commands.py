@@ -64,6 +64,11 @@ _input = click.option(
 @click.option(
     "--eval", "evaluation", type=base.FOLDER, help="Folder of labelled pictures to score on."
 )
+@click.option(
+    "--golden",
+    metavar="FOLDER|drawn",
+    help="Images that travel in the bundle; some of --calibration by default.",
+)
 @base.output_option(False, "Folder of the bundle; MODEL-TARGET by default.")
 @click.option(
     "--precision",
@@ -113,6 +118,7 @@ def quantize(
     target_name: str,
     calibration: Path | None,
     evaluation: Path | None,
+    golden: str | None,
     out: Path | None,
     card: Path | None,
     batch: str,
@@ -139,6 +145,7 @@ def quantize(
         out or Path(f"{_slug(loaded.name)}-{device.name}"),
         calibration=_calibration(model, calibration, loaded),
         evaluation=_evaluation(model, calibration, evaluation, loaded),
+        golden_images=planning.golden_images(golden),
         options=planning.Options(
             batch=_batch_value(batch),
             cache=paths.calibration_cache() if keep else None,

@@ -216,11 +216,14 @@ def provenance(manifest: Mapping[str, Any]) -> Table:
                 f"{latency['machine']['cpu']}",
             )
         )
-    tolerance = manifest["golden"]["tolerance"]["sqnr_db"]
+    golden = manifest["golden"]
+    source = f"of {golden['set']} ({golden['source']})" if golden.get("set") else "drawn"
+    inputs = f"{golden['images']} inputs, {source}; " if "source" in golden else ""
+    tolerance = golden["tolerance"]["sqnr_db"]
     rows.append(
         (
             "golden",
-            f"outputs of {manifest['golden']['semantics']} semantics, at least {tolerance:g} dB",
+            f"{inputs}outputs of {golden['semantics']} semantics, at least {tolerance:g} dB",
         )
     )
     if deferred:

@@ -22,26 +22,29 @@ SIDE = 17
 CLASSES = 7
 
 
-def pictures(count: int, seed: int = 0) -> FloatArray:
-    """Smooth random pictures: float32 of shape (count, 3, SIDE, SIDE)."""
+def pictures(count: int, seed: int = 0, planes: int = 3) -> FloatArray:
+    """Smooth random pictures: float32 of shape (count, planes, SIDE, SIDE)."""
     rng = np.random.default_rng(seed)
-    coarse = rng.normal(size=(count, 3, 5, 5)).astype(np.float32)
+    coarse = rng.normal(size=(count, planes, 5, 5)).astype(np.float32)
     return np.ascontiguousarray(np.repeat(np.repeat(coarse, 4, 2), 4, 3)[:, :, :SIDE, :SIDE])
 
 
-def pixel_pictures(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Smooth random pixels: uint8 of shape (count, SIDE, SIDE, 3)."""
-    levels = np.clip(pictures(count, seed) * 50 + 120, 0, 255).astype(np.uint8)
+def pixel_pictures(count: int, seed: int = 0, planes: int = 3) -> npt.NDArray[np.uint8]:
+    """Smooth random pixels: uint8 of shape (count, SIDE, SIDE, planes)."""
+    levels = np.clip(pictures(count, seed, planes) * 50 + 120, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(levels, 1, -1))
 
 
-def float_net(*, batch: int | str = 1, lrn: bool = True, seed: int = 0) -> onnx.ModelProto:
+def float_net(
+    *, batch: int | str = 1, lrn: bool = True, seed: int = 0, planes: int = 3
+) -> onnx.ModelProto:
     """A two-module Inception net with LRN, MaxPool, Concat, GAP and Gemm.
 
     Args:
         batch: 1, or a name for a dynamic first dimension.
         lrn: Whether an LRN node follows the first convolution.
         seed: Seed of the weights.
+        planes: Channels of the input.
     """
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -76,7 +79,7 @@ def float_net(*, batch: int | str = 1, lrn: bool = True, seed: int = 0) -> onnx.
         ]
         return node("Concat", branches, f"{name}.cat", axis=1)
 
-    x = conv("input", "stem", 3, 16, 3)
+    x = conv("input", "stem", planes, 16, 3)
     if lrn:
         x = node("LRN", [x], "lrn", size=5, alpha=1e-4, beta=0.75, bias=1.0)
     x = conv(x, "reduce", 16, 16, 1)
@@ -92,7 +95,7 @@ def float_net(*, batch: int | str = 1, lrn: bool = True, seed: int = 0) -> onnx.
     graph = oh.make_graph(
         nodes,
         "tiny",
-        [oh.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
+        [oh.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [batch, planes, SIDE, SIDE])],
         [oh.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [batch, CLASSES])],
         weights,
     )

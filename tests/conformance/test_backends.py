@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "reference": "o
 # eight-bit weights saturate and fall to 17 dB, so the models here have seven-bit ones.
 FLOAT_DB, INT8_DB = 90.0, 30.0
 
+PLANES = {"gray": 1, "rgba": 4}
+"""Models of other channels than three."""
+
 
 @pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -44,6 +48,10 @@ def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     nets["plain-u8"] = models.quantize(nets["plain"], images, "u8", weight_bits=7)
     nets["dynamic"] = models.float_net(batch="N")
     nets["dynamic-u8"] = models.quantize(nets["dynamic"], images, "u8", weight_bits=7)
+    for name, planes in PLANES.items():
+        nets[name] = models.float_net(planes=planes)
+        few = models.pictures(8, seed=1, planes=planes)
+        nets[f"{name}-u8"] = models.quantize(nets[name], few, "u8", weight_bits=7)
     return {name: models.save(net, folder / f"{name}.onnx") for name, net in nets.items()}
 
 
@@ -58,12 +66,31 @@ def pixel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     nets = {"float": models.float_net(), "dynamic": models.float_net(batch="N")}
     nets["u8"] = models.quantize(nets["float"], images, "u8", weight_bits=7)
     nets["s8"] = models.quantize(nets["float"], images, "s8", weight_bits=7)
+    for name, planes in PLANES.items():
+        few = pixel_preprocess(name).normalize(models.pixel_pictures(8, seed=1, planes=planes))
+        nets[f"{name}-u8"] = models.quantize(
+            models.float_net(planes=planes), few, "u8", weight_bits=7
+        )
     files = {}
     for name, net in nets.items():
         plain, taking = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
-        take_pixels(models.save(net, plain), taking, PIXELS, models.pixel_pictures(1))
+        pixels = models.pixel_pictures(1, planes=planes_of(name))
+        take_pixels(models.save(net, plain), taking, pixel_preprocess(name), pixels)
         files[name] = (plain, taking)
     return files
+
+
+def planes_of(net: str) -> int:
+    return PLANES.get(net.removesuffix("-u8"), 3)
+
+
+def pixel_preprocess(net: str) -> Preprocess:
+    """How pixels become the input of a net of `pixel_files`."""
+    channels: Any = net.removesuffix("-u8")
+    if channels not in PLANES:
+        return PIXELS
+    numbers = (120.0,) * PLANES[channels], (50.0,) * PLANES[channels]
+    return replace(PIXELS, channels=channels, mean=numbers[0], std=numbers[1])
 
 
 @pytest.fixture(params=RUNNABLE)
@@ -87,6 +114,7 @@ def decibels(reference: np.ndarray, values: np.ndarray) -> float:
 
 
 NETS = ["float", "plain", "u8", "s8", "plain-u8", "dynamic", "dynamic-u8"]
+NETS += ["gray", "gray-u8", "rgba", "rgba-u8"]
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -94,7 +122,7 @@ def test_agrees_with_the_reference(
     backend: Backend, net: str, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     artifact = compiled(backend, onnx_files[net], tmp_path)
-    images = models.pictures(16, seed=2)
+    images = models.pictures(16, seed=2, planes=planes_of(net))
     with open_reference(onnx_files[net], threads=1) as runner:
         expected = np.concatenate([runner.run(image[None]) for image in images])
     with backend.open(artifact, threads=1) as runner:
@@ -312,17 +340,18 @@ def taking_pixels(backend: Backend) -> Backend:
     return backend
 
 
-@pytest.mark.parametrize("net", ["float", "u8", "s8", "dynamic"])
+@pytest.mark.parametrize("net", ["float", "u8", "s8", "dynamic", "gray-u8", "rgba-u8"])
 def test_pixels_give_what_the_float_input_gives(
     backend: Backend, net: str, pixel_files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     plain, taking = pixel_files[net]
     artifact = compiled(taking_pixels(backend), taking, tmp_path)
-    images = models.pixel_pictures(16, seed=2)
+    preprocess = pixel_preprocess(net)
+    images = models.pixel_pictures(16, seed=2, planes=planes_of(net))
     with open_reference(plain, threads=1) as runner:
-        expected = np.concatenate([runner.run(one[None]) for one in PIXELS.normalize(images)])
+        expected = np.concatenate([runner.run(one[None]) for one in preprocess.normalize(images)])
     with backend.open(artifact, threads=1) as runner:
-        actual = np.concatenate([runner.run(PIXELS.tensor(image)[None]) for image in images])
+        actual = np.concatenate([runner.run(preprocess.tensor(image)[None]) for image in images])
         strided = np.asfortranarray(images[:1])
         np.testing.assert_array_equal(runner.run(strided), actual[:1])
         if net == "dynamic":
@@ -330,7 +359,7 @@ def test_pixels_give_what_the_float_input_gives(
     assert actual.dtype == np.float32
     if backend.name == "reference":
         np.testing.assert_array_equal(actual, expected)
-    assert decibels(expected, actual) >= (INT8_DB if net in ("u8", "s8") else FLOAT_DB)
+    assert decibels(expected, actual) >= (INT8_DB if net.endswith("8") else FLOAT_DB)
 
 
 def test_a_model_for_pixels_takes_no_floats(

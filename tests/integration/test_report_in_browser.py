@@ -127,7 +127,7 @@ def screenshot(folder: Path, probe: Callable[[int], dict[str, Any]]) -> Shot:
             f"--screenshot={picture}",
             (folder / "report.html").as_uri(),
         )
-        return np.asarray(Image.open(picture).convert("RGB")).astype(int)
+        return np.asarray(Image.open(picture, formats=["PNG"]).convert("RGB")).astype(int)
 
     return take
 

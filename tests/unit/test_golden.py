@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gnet_opt.drawn import draw, draw_picture
 from gnet_opt.errors import BackendError, IntegrityError
-from gnet_opt.golden import COUNT, PIXEL_TOLERANCE, TOLERANCE_DB, Golden, Source, draw, draw_picture
+from gnet_opt.golden import COUNT, TOLERANCE_DB, Golden, Source
 from gnet_opt.preprocess import FloatArray, Preprocess
 
 SMALL = Preprocess(resize=40, crop=32)
@@ -212,10 +213,30 @@ def test_arrays_that_do_not_fit(tmp_path: Path, changes: dict[str, Any]) -> None
 
 def test_the_preprocess_is_the_one_of_calibration() -> None:
     golden = make()
-    assert golden.check_preprocess(SMALL) == 0
-    shifted = np.clip(golden.picture_pixels.astype(int) + PIXEL_TOLERANCE, 0, 255)
-    near = replace(golden, picture_pixels=shifted.astype(np.uint8))
-    assert near.check_preprocess(SMALL) == PIXEL_TOLERANCE
+    golden.check_preprocess(SMALL)
+    changed = golden.picture_pixels.copy()
+    changed[5, 7, 1] ^= 1
+    with pytest.raises(IntegrityError, match="by up to 1 of 255 levels"):
+        replace(golden, picture_pixels=changed).check_preprocess(SMALL)
+
+
+@pytest.mark.parametrize(("channels", "planes", "bands"), [("gray", 1, 3), ("rgba", 4, 4)])
+def test_samples_of_one_and_of_four_planes(
+    channels: Any, planes: int, bands: int, tmp_path: Path
+) -> None:
+    numbers = {"mean": (9.0,) * planes, "std": (2.0,) * planes}
+    preprocess = Preprocess(resize=40, crop=32, channels=channels, **numbers)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, planes), dtype=np.uint8)
+    made = Golden.make(pixels, np.ones((2, 5), np.float32), preprocess)
+    assert made.picture.shape == (280, 320, bands)
+    made.write(tmp_path / "golden.npz")
+    read = Golden.read(tmp_path / "golden.npz")
+    assert read.picture_pixels.shape == (32, 32, planes)
+    read.check_preprocess(preprocess)
+    with pytest.raises(IntegrityError, match=rf"\(32, 32, 3\) here and of \(32, 32, {planes}\)"):
+        read.check_preprocess(SMALL)
+    replace(made, picture=made.picture[..., :2]).write(tmp_path / "golden.npz")
+    assert refused(tmp_path / "golden.npz").endswith("do not fit. Build the bundle again.")
 
 
 @pytest.mark.parametrize("other", [{"interpolation": "bicubic"}, {"interpolation": "nearest"}])

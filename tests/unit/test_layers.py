@@ -35,6 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("stages", "quantization", "backends", "bench"),
     # 3: what puts them together
     (
+        "drawn",
         "golden",
         "planning",
         "decision",

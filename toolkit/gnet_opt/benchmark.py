@@ -269,9 +269,9 @@ def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
     bundle = candidate.bundle
     golden = Golden.read(bundle.path("golden"))
     if images is None:
-        files = _as_jpeg(golden.pixels, folder)
+        files, form = _as_files(golden.pixels, folder)
         size = " x ".join(str(side) for side in golden.pixels.shape[1:3])
-        source = f"golden pictures of {size} pixels as JPEG"
+        source = f"golden pictures of {size} pixels as {form}"
     else:
         chosen = ImageSet.open(images, classes=bundle.manifest["labels"]).spread(_PICTURES)
         chosen.check_readable()
@@ -288,13 +288,16 @@ def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
     )
 
 
-def _as_jpeg(pictures: PixelArray, folder: Path) -> tuple[Path, ...]:
-    """Write pictures into a new folder."""
+def _as_files(pictures: PixelArray, folder: Path) -> tuple[tuple[Path, ...], str]:
+    """Write pictures into a new folder: as JPEG, which has no fourth band, or as PNG."""
     folder.mkdir()
-    files = tuple(folder / f"{index}.jpg" for index in range(len(pictures)))
+    form = "PNG" if pictures.shape[-1] == 4 else "JPEG"
+    files = tuple(folder / f"{index}.{form.lower()}" for index in range(len(pictures)))
     for path, pixels in zip(files, pictures, strict=True):
-        Image.fromarray(pixels).save(path, quality=90)
-    return files
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+            path, form, quality=90
+        )
+    return files, form
 
 
 def _identity(candidate: _Candidate, plan: Plan) -> dict[str, Any]:

@@ -10,28 +10,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
 from gnet_opt import backends
 from gnet_opt.backends._tensorrt8 import FILE as MODEL_FOR_8
-from gnet_opt.backends.onnxruntime import input_type, open_reference
+from gnet_opt.backends.onnxruntime import input_form, open_reference
 from gnet_opt.bench import accuracy, layers
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
+from gnet_opt.drawn import drawn_examples, drawn_input
 from gnet_opt.errors import BackendError, ConfigError, IntegrityError, ModelError, require
 from gnet_opt.files import is_file
-from gnet_opt.golden import Golden, draw_picture
+from gnet_opt.golden import Golden
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.model import Model
-from gnet_opt.preprocess import IMAGENET, PixelArray, Preprocess
+from gnet_opt.preprocess import IMAGENET, Preprocess
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import (
     Artifact,
     Backend,
     DeviceCompiler,
-    InputArray,
     OwnMachines,
     Runner,
 )
@@ -74,7 +71,7 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
     """
     files = bundle.check()
     samples = Golden.read(bundle.path("golden"))
-    pixels = samples.check_preprocess(bundle.preprocess)
+    samples.check_preprocess(bundle.preprocess)
     tolerance = float(bundle.manifest["golden"]["tolerance"]["sqnr_db"])
     inputs = bundle.preprocess.tensor(samples.pixels)
     name, runtime = open_bundle(bundle, threads=threads)
@@ -94,7 +91,6 @@ def verify(bundle: Bundle, *, threads: int | None = None) -> dict[str, Any]:
         "files": files,
         "foreign": foreign,
         "golden_images": len(inputs),
-        "pixel_difference": pixels,
         "sqnr_db": measured,
         "tolerance_db": tolerance,
     }
@@ -181,7 +177,7 @@ def export(
     Raises:
         ModelError: A stage failed, or changed the logits by more than it may.
     """
-    pixels = _drawn_examples(model.preprocess)
+    pixels = drawn_examples(model.preprocess)
     examples = model.preprocess.normalize(pixels)
     if input == "float32":
         return prepare(model, examples, out, batch=batch, progress=progress)
@@ -369,7 +365,7 @@ def inspect_layers(
             model = _with_names(path, Path(scratch))
             backend = backends.get("onnxruntime")
             artifact = Artifact(backend=backend.name, path=model, files=(("onnx", model),))
-            batch = _drawn_input(path)
+            batch = drawn_input(path)
             if model != path:
                 described = {**described, "model": inspect(model)["model"]}
         profile = backend.profile(artifact, batch, threads=threads, progress=progress)
@@ -478,41 +474,6 @@ def _with_names(path: Path, scratch: Path) -> Path:
     return copy
 
 
-def _drawn_input(path: Path) -> InputArray:
-    """The drawn picture as the input of an ONNX file, ImageNet's mean and deviation assumed.
-
-    Which picture it is hardly matters for the time of dense layers.
-
-    Raises:
-        ModelError: The file does not take one RGB picture of a fixed size, in float32 or as pixels.
-    """
-    import onnx_ir as ir
-
-    from gnet_opt.quantization.regions import load_graph
-
-    graph = load_graph(path).graph
-    given = [value for value in graph.inputs if value.name not in graph.initializers]
-    shape = list(given[0].shape) if len(given) == 1 and given[0].shape is not None else []
-    pixels = bool(shape) and given[0].dtype == ir.DataType.UINT8
-    channels, sizes = (shape[3:], shape[1:3]) if pixels else (shape[1:2], shape[2:])
-    if (
-        len(shape) != 4
-        or channels != [3]
-        or not all(isinstance(size, int) for size in sizes)
-        or (isinstance(shape[0], int) and shape[0] != 1)
-        or given[0].dtype not in (ir.DataType.FLOAT, ir.DataType.UINT8)
-    ):
-        raise ModelError(
-            f"{path} does not take one picture: its layers are timed with a float32 input of shape "
-            "(1, 3, height, width) or a uint8 one of shape (1, height, width, 3), height and width "
-            "fixed. Export it with such an input."
-        )
-    height, width = (int(str(size)) for size in sizes)
-    picture = Image.fromarray(draw_picture()).resize((width, height))
-    preprocess = replace(IMAGENET, input="uint8" if pixels else "float32")
-    return preprocess.tensor(np.asarray(picture)[None])
-
-
 def _onnx_of(
     spec: str, card: Path | None, scratch: Path, progress: Progress
 ) -> tuple[Path, Preprocess, tuple[str, ...], tuple[str, ...]]:
@@ -527,7 +488,8 @@ def _onnx_of(
     path = Path(spec)
     if not path.is_file():
         raise ModelError(f"{path} does not exist. Pass an ONNX file, a bundle or a model.")
-    preprocess: Preprocess = IMAGENET
+    kind, planes = input_form(path)
+    preprocess = Preprocess(channels="gray") if planes == 1 else IMAGENET
     labels: tuple[str, ...] = ()
     assumed: tuple[str, ...] = (_ASSUMED,)
     if card is not None:
@@ -539,14 +501,14 @@ def _onnx_of(
                 "transform_input."
             )
         preprocess, labels, assumed = described.preprocess, described.labels, ()
-    if input_type(path) == "uint8":
+    if planes not in (None, preprocess.planes):
+        where = f"the [preprocess] of {card} has" if card else "ImageNet's pictures have"
+        raise ConfigError(
+            f"{path} takes pictures of {planes} planes, and {where} {preprocess.planes}. Pass "
+            "--card with a model card whose preprocess.channels fits: rgb or bgr is 3 planes, gray "
+            "1 and rgba 4."
+        )
+    if kind == "uint8":
         preprocess = replace(preprocess, input="uint8")
         assumed = (_ASSUMED_SIZE,) if card is None else ()
     return path, preprocess, labels, assumed
-
-
-def _drawn_examples(preprocess: Preprocess) -> PixelArray:
-    """Pictures that need no file: the golden one, mirrored and turned."""
-    picture = draw_picture()
-    views = (picture, picture[:, ::-1], picture[::-1], np.swapaxes(picture, 0, 1))
-    return np.stack([preprocess.pixels(Image.fromarray(view)) for view in views])

@@ -118,6 +118,28 @@ def test_any_mean_and_deviation_is_exact(
     take_pixels(model, folder / "a.onnx", preprocess, pixels(1))
 
 
+@pytest.mark.parametrize(("channels", "planes"), [("gray", 1), ("rgba", 4)])
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_one_and_four_planes(channels: Any, planes: int, batch: Any, tmp_path: Path) -> None:
+    numbers = [(value + 0.5) for value in range(planes)]
+    preprocess = Preprocess(
+        **SIZE, channels=channels, mean=tuple(numbers), std=tuple(n + 50 for n in numbers)
+    )
+    plain = models.save(models.float_net(batch=batch, planes=planes), tmp_path / "plain.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, planes), dtype=np.uint8)
+    facts = take_pixels(plain, tmp_path / "a.onnx", preprocess, images[:1])
+    onnx.checker.check_model(tmp_path / "a.onnx", full_check=True)
+    assert facts["nodes"] == ["Cast", "Sub", "Div", "Transpose"]
+    assert (
+        describe(tmp_path / "a.onnx")["input"] == f"input: UINT8[{batch}, {SIDE}, {SIDE}, {planes}]"
+    )
+    expected = logits(plain, preprocess.normalize(images))
+    assert np.array_equal(logits(tmp_path / "a.onnx", images), expected)
+    with pytest.raises(ModelError, match=r"one float32 input of shape \(N, 3, height, width\)"):
+        take_pixels(plain, tmp_path / "b.onnx", Preprocess(**SIZE), pixels(1))
+    assert not (tmp_path / "b.onnx").exists()
+
+
 def test_any_batch_where_the_model_takes_any(plain: dict[str, Path], tmp_path: Path) -> None:
     preprocess = Preprocess(**SIZE, **CAFFE)
     take_pixels(plain["dynamic"], tmp_path / "a.onnx", preprocess, pixels(1))

@@ -293,14 +293,20 @@ def open_reference(model: Path, threads: int | None = None) -> Iterator[Runner]:
         yield runner
 
 
-def input_type(model: Path) -> str:
-    """The type that an ONNX file takes, as NumPy calls it: `float32`, or `uint8` for pixels.
+def input_form(model: Path) -> tuple[str, int | None]:
+    """The input that an ONNX file takes.
+
+    Returns:
+        Its type, as NumPy calls it: `float32`, or `uint8` for pixels; and the number of its
+        planes, None where the file leaves that open.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
         BackendError: The file is not there, ONNX Runtime refused it or it is no classifier.
     """
-    return _Runner(_session(model, 1, optimize=False, entries={}), model).dtype
+    runner = _Runner(_session(model, 1, optimize=False, entries={}), model)
+    axis = -1 if runner.dtype == "uint8" else 1
+    return runner.dtype, runner.shape[axis] if len(runner.shape) == 4 else None
 
 
 class _Runner:
@@ -320,7 +326,7 @@ class _Runner:
         # What no caller can pass: nothing was checked yet.
         self._checked: object = self
         # A dimension is a number, or a name (or None) where it is free.
-        self._shape = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
+        self.shape = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
         # What it cannot name, such as a sequence, no array fits.
         self.dtype: str = _DTYPES.get(inputs[0].type, inputs[0].type)
 
@@ -328,7 +334,7 @@ class _Runner:
         if self._session is None:
             raise BackendError(f"{self._path} was closed; run it inside its `with` block.")
         if batch is not self._checked:
-            checked = check_input(batch, self._shape, str(self._path), self.dtype)
+            checked = check_input(batch, self.shape, str(self._path), self.dtype)
             self._checked = batch if checked is batch else self
             batch = checked
         try:

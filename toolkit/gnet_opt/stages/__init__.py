@@ -30,7 +30,7 @@ def prepare(
     Args:
         model: The loaded model; it is not changed.
         examples: Real pictures, preprocessed with `model.preprocess`, float32 of shape
-            (N, 3, H, W) with N of at least 1. Every claim is proved on them.
+            (N, planes, H, W) with N of at least 1. Every claim is proved on them.
         out: The file to write.
         batch: 1, or `dynamic` for a symbolic batch dimension.
         progress: Shows the steps.
@@ -46,10 +46,11 @@ def prepare(
     from gnet_opt.stages.strip import strip
 
     examples = np.ascontiguousarray(examples, np.float32)
-    if examples.ndim != 4 or examples.shape[1] != 3 or len(examples) == 0:
+    planes = model.preprocess.planes
+    if examples.ndim != 4 or examples.shape[1] != planes or len(examples) == 0:
         raise ModelError(
-            f"The example pictures have the shape {examples.shape}, not (N, 3, height, width) "
-            "with N of at least 1."
+            f"The example pictures have the shape {examples.shape}, not (N, {planes}, height, "
+            "width) with N of at least 1."
         )
     if not np.isfinite(examples).all():
         raise ModelError("The example pictures have values that are not finite.")

@@ -39,11 +39,12 @@ def take_pixels(
     pictures are those of the file with the float input.
 
     Args:
-        model: A file with one float32 input of shape (N, 3, height, width), in any precision.
+        model: A file with one float32 input of shape (N, planes, height, width), in any precision;
+            `planes` is that of `preprocess`.
         out: The file to write; its input has the same name, is uint8 and has the shape
-            (N, height, width, 3), RGB. Equal inputs give equal bytes.
+            (N, height, width, planes): RGB, grey or RGBA. Equal inputs give equal bytes.
         preprocess: How pixels become the input of `model`.
-        pixels: Real pictures, uint8 of shape (pictures, height, width, 3), RGB.
+        pixels: Real pictures, uint8 of shape (pictures, height, width, planes).
 
     Returns:
         The facts for the manifest: type and layout of the input, the operators in front of the
@@ -64,15 +65,16 @@ def take_pixels(
         len(graph.inputs) != 1
         or old.dtype != ir.DataType.FLOAT
         or len(sizes) != 4
-        or sizes[1] != 3
+        or sizes[1] != preprocess.planes
         or not all(isinstance(size, int) for size in sizes[2:])
     ):
         raise ModelError(
-            f"{model} does not have one float32 input of shape (N, 3, height, width), height and "
-            "width fixed, which could take pixels instead. Export it with `gnet-opt export`."
+            f"{model} does not have one float32 input of shape (N, {preprocess.planes}, height, "
+            "width), height and width fixed, which could take pixels instead. Export it with "
+            "`gnet-opt export`."
         )
     height, width = (int(str(size)) for size in sizes[2:])
-    new = _pixel_input(str(old.name), [sizes[0], height, width, 3])
+    new = _pixel_input(str(old.name), [sizes[0], height, width, preprocess.planes])
     nodes = _normalizing(graph, new, preprocess)
     normalized = nodes[-1].outputs[0]
     for node, index in tuple(old.uses()):
@@ -118,8 +120,8 @@ def _normalizing(graph: ir.Graph, pixels: ir.Value, preprocess: Preprocess) -> l
     import onnx_ir as ir
 
     assert pixels.shape is not None
-    batch, height, width, _ = pixels.shape
-    last, first = pixels.shape, ir.Shape([batch, 3, height, width])
+    batch, height, width, planes = pixels.shape
+    last, first = pixels.shape, ir.Shape([batch, planes, height, width])
     nodes: list[ir.Node] = []
     order = slice(None, None, -1 if preprocess.channels == "bgr" else 1)
     constants = np.asarray([preprocess.mean, preprocess.std], np.float32)[:, order]
@@ -165,7 +167,7 @@ def _prove_levels(preprocess: Preprocess, model: ir.Model, width: int) -> None:
     # Side by side stand different levels, or an exchange of columns or channels would not be seen.
     rows, columns = np.arange(_LEVELS)[:, None], np.arange(width)[None]
     up = ((rows + columns) % _LEVELS).astype(np.uint8)[None]
-    levels = np.stack([up, 255 - up, up ^ 85], axis=-1)
+    levels = np.stack([up, 255 - up, up ^ 85, up ^ 170][: preprocess.planes], axis=-1)
     pixels = _pixel_input("input", list(levels.shape))
     graph = ir.Graph([pixels], [], nodes=[], name="levels", opset_imports=model.opset_imports)
     nodes = _normalizing(graph, pixels, preprocess)

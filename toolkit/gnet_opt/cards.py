@@ -27,6 +27,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "architecture": (str,),
     "weights": (str,),
+    "weights_key": (str,),
     "factory": (str,),
     "classes": (int,),
     "labels": (str, list),
@@ -54,6 +55,7 @@ class ModelCard:
         architecture: `googlenet`, `googlenet-caffe` or `module`.
         weights: The checkpoint, or None in a card that only describes (a checkpoint is passed
             beside it, or the factory brings its weights).
+        weights_key: Which weights to take of a checkpoint that has several, such as `ema`.
         factory: `package.module:factory` of architecture `module`, else None.
         classes: The number of classes, or None to take it from the weights.
         labels: Class names by index, or empty.
@@ -68,6 +70,7 @@ class ModelCard:
     name: str
     architecture: Architecture
     weights: Path | None = None
+    weights_key: str | None = None
     factory: str | None = None
     classes: int | None = None
     labels: tuple[str, ...] = ()
@@ -133,6 +136,7 @@ class ModelCard:
             name=values["name"],
             architecture=architecture,
             weights=path.parent / values["weights"] if "weights" in values else None,
+            weights_key=values.get("weights_key"),
             factory=values.get("factory"),
             classes=classes,
             labels=_labels(values.get("labels", []), path),

@@ -194,6 +194,7 @@ def evaluate(
     folder: Path,
     *,
     card: Path | None = None,
+    weights: str | None = None,
     reference: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -204,6 +205,7 @@ def evaluate(
         spec: A bundle, an ONNX file, or anything that `gnet_opt.stages.load` takes.
         folder: The labelled pictures.
         card: A model card with preprocess and labels, for an ONNX file or a checkpoint.
+        weights: Which weights to take of a checkpoint that has several, such as `ema`.
         reference: Reference semantics instead of this machine's kernels.
         threads: CPU threads, or None for the runtime's own choice.
         progress: Shows how far it is.
@@ -215,8 +217,11 @@ def evaluate(
         GnetOptError: The model or the pictures cannot be used.
     """
     notes: list[str] = []
+    is_bundle = (Path(spec) / MANIFEST).is_file()
+    if weights is not None and (is_bundle or spec.endswith(".onnx")):
+        raise ConfigError(f"--weights chooses in a checkpoint, and {spec} is none. Leave it out.")
     with tempfile.TemporaryDirectory(prefix="gnet-opt-") as scratch:
-        if (Path(spec) / MANIFEST).is_file():
+        if is_bundle:
             bundle = Bundle.open(Path(spec))
             bundle.check()
             preprocess, labels = bundle.preprocess, tuple(bundle.manifest["labels"])
@@ -230,7 +235,9 @@ def evaluate(
             reference = reference or not is_native(bundle)
             backend, opened = open_bundle(bundle, threads=threads, reference=reference)
         else:
-            path, preprocess, labels, assumed = _onnx_of(spec, card, Path(scratch), progress)
+            path, preprocess, labels, assumed = _onnx_of(
+                spec, card, weights, Path(scratch), progress
+            )
             notes.extend(assumed)
             backend = "reference" if reference else "onnxruntime"
             artifact = Artifact(backend=backend, path=path, files=(("onnx", path),))
@@ -475,13 +482,13 @@ def _with_names(path: Path, scratch: Path) -> Path:
 
 
 def _onnx_of(
-    spec: str, card: Path | None, scratch: Path, progress: Progress
+    spec: str, card: Path | None, weights: str | None, scratch: Path, progress: Progress
 ) -> tuple[Path, Preprocess, tuple[str, ...], tuple[str, ...]]:
     """An ONNX file for a model, with its preprocess, its labels and what was assumed."""
     if not spec.endswith(".onnx"):
         from gnet_opt.stages.load import load
 
-        model = load(spec, card=card)
+        model = load(spec, card=card, weights=weights)
         path = scratch / "float.onnx"
         export(model, path, progress=progress)
         return path, model.preprocess, model.labels, model.assumptions

@@ -45,6 +45,9 @@ _cache = click.option(
 _card = click.option(
     "--card", type=base.FOLDER, help="Model card with the preprocess and labels of MODEL."
 )
+_weights = click.option(
+    "--weights", metavar="NAME", help="Which weights of a checkpoint that has several, as `ema`."
+)
 _batch = click.option(
     "--batch", type=click.Choice(["1", "dynamic"]), default="1", show_default=True
 )
@@ -106,6 +109,7 @@ _input = click.option(
 @_samples
 @_seed
 @_card
+@_weights
 @_batch
 @_input
 @base.threads
@@ -121,6 +125,7 @@ def quantize(
     golden: str | None,
     out: Path | None,
     card: Path | None,
+    weights: str | None,
     batch: str,
     keep: bool,
     dry_run: bool,
@@ -138,7 +143,7 @@ def quantize(
     device = target.find(target_name)
     if target_name == "cpu":
         output.note(f"This machine's CPU is the target {device.name} ({device.file}).")
-    loaded = _load(model, card, "quantize", output)
+    loaded = _load(model, card, weights, "quantize", output)
     job = planning.plan(
         loaded,
         device,
@@ -210,6 +215,7 @@ def quantize(
 )
 @click.option("--jobs", type=click.IntRange(1), help="Layers at a time; one a core by default.")
 @_card
+@_weights
 @_cache
 @base.force
 @base.common
@@ -225,6 +231,7 @@ def sensitivity(
     count: int,
     jobs: int | None,
     card: Path | None,
+    weights: str | None,
     keep: bool,
     force: bool,
     output: Output,
@@ -240,7 +247,7 @@ def sensitivity(
     from gnet_opt.sensitivity import rank
 
     device = target.find(target_name)
-    loaded = _load(model, card, "sensitivity", output)
+    loaded = _load(model, card, weights, "sensitivity", output)
     for note in loaded.assumptions:
         output.note(note)
     chosen = _calibration(model, calibration, loaded).sample(samples, seed)
@@ -276,6 +283,7 @@ def sensitivity(
 @click.argument("model", required=False)
 @base.output_option(True, "ONNX file to write.")
 @_card
+@_weights
 @_batch
 @_input
 @base.force
@@ -284,6 +292,7 @@ def export(
     model: str | None,
     out: Path,
     card: Path | None,
+    weights: str | None,
     batch: str,
     input: Literal["float32", "uint8"],
     force: bool,
@@ -295,7 +304,7 @@ def export(
     from gnet_opt.files import check_writable
 
     check_writable(out, force=force)
-    loaded = _load(model, card, "export", output)
+    loaded = _load(model, card, weights, "export", output)
     for note in loaded.assumptions:
         output.note(note)
     facts = operations.export(
@@ -355,6 +364,7 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
 @click.option("--images", type=base.FOLDER, required=True, help="Folder of labelled pictures.")
 @click.option("--reference", is_flag=True, help="Reference semantics instead of native kernels.")
 @_card
+@_weights
 @base.threads
 @base.common
 def evaluate(
@@ -362,6 +372,7 @@ def evaluate(
     images: Path,
     reference: bool,
     card: Path | None,
+    weights: str | None,
     threads: int | None,
     output: Output,
 ) -> None:
@@ -373,6 +384,7 @@ def evaluate(
         model,
         images,
         card=card,
+        weights=weights,
         reference=reference,
         threads=threads,
         progress=output.progress,
@@ -652,7 +664,9 @@ def doctor(output: Output) -> None:
     )
 
 
-def _load(model: str | None, card: Path | None, command: str, output: Output) -> Model:
+def _load(
+    model: str | None, card: Path | None, weights: str | None, command: str, output: Output
+) -> Model:
     from gnet_opt.errors import require
     from gnet_opt.stages.load import load
 
@@ -660,7 +674,7 @@ def _load(model: str | None, card: Path | None, command: str, output: Output) ->
         require(module, "build", "read a checkpoint and build from it")
     if model is None:
         output.note(_DEMO.format(command=command))
-    return load(model, card=card)
+    return load(model, card=card, weights=weights)
 
 
 def _calibration(model: str | None, folder: Path | None, loaded: Model) -> ImageSet:

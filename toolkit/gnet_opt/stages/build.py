@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 def recognise(where: str, tensors: Mapping[str, Tensor]) -> Architecture:
     """Tell torchvision's names from Caffe's; at least half of the names must be there."""
-    from gnet_opt.networks.googlenet_caffe import caffe_names
-
-    names: dict[Architecture, set[str]] = {
-        "googlenet": set(essential_names(_new_googlenet(1, None).state_dict())),
-        "googlenet-caffe": set(caffe_names()),
-    }
+    names = known_names()
     share = {key: len(known & set(tensors)) / len(known) for key, known in names.items()}
     best = max(share, key=lambda key: share[key])
     if share[best] < 0.5:
@@ -33,6 +28,16 @@ def recognise(where: str, tensors: Mapping[str, Tensor]) -> Architecture:
             f"{first_names(sorted(missing))}. For another network pass package.module:factory."
         )
     return best
+
+
+def known_names() -> Mapping[Architecture, frozenset[str]]:
+    """The names that a checkpoint of each network must have, but for those of auxiliary heads."""
+    from gnet_opt.networks.googlenet_caffe import caffe_names
+
+    return {
+        "googlenet": frozenset(essential_names(_new_googlenet(1, None).state_dict())),
+        "googlenet-caffe": frozenset(caffe_names()),
+    }
 
 
 def _new_googlenet(classes: int, aux_classes: int | None) -> Any:

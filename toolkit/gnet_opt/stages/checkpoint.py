@@ -13,7 +13,9 @@ import io
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
@@ -26,22 +28,40 @@ _SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 _SHOWN = 3
+_NONE: Mapping[Any, Collection[str]] = MappingProxyType({})
 
 
-def read_state_dict(path: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint by name, without wrappers and prefixes.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file says about one network.
 
-    Wrapping keys (`state_dict`, `model`, ...) are opened and prefixes that most names have
-    (`module.`, `_orig_mod.`, `model.`, ...) are removed. A name without the prefix, such as a
-    weight of the loss, stays as it is, so that it is reported where it does not belong.
+    Attributes:
+        tensors: The weights by the network's own names, without wrappers and prefixes.
+        notes: What was chosen, computed or left out while reading, in sentences for the user.
+        transform_input: Whether the network applies torchvision's `transform_input`; None where
+            the file does not say, which only a whole pickled network does.
+    """
+
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+    transform_input: bool | None = None
+
+
+def read_state_dict(
+    path: Path, known: Mapping[Any, Collection[str]] = _NONE, *, choice: str | None = None
+) -> Checkpoint:
+    """Read the weights of one network in a checkpoint, by the network's own names.
 
     Args:
         path: The file.
-        names: The network's own names, where they are known: a prefix that belongs to them stays.
+        known: The networks that it can hold, each with the names that it has to have. Under
+            which wrapping keys and prefixes they stand in the file is found by them.
+        choice: Which weights to take where the file has several, such as `ema`.
 
     Raises:
         ModelError: The file is missing, truncated, unsafe to unpickle, or holds no tensors.
     """
+    names = [name for network in known.values() for name in network]
     path = existing_file(path)
     if path.suffix == ".onnx":
         raise ModelError(
@@ -53,7 +73,7 @@ def read_state_dict(path: Path, names: Collection[str] = ()) -> dict[str, Tensor
             ".toml, or package.module:factory."
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return _without_prefixes(_unwrap(path, content), names)
+    return Checkpoint(tensors=_without_prefixes(_unwrap(path, content), names))
 
 
 def existing_file(path: Path) -> Path:

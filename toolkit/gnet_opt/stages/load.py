@@ -17,9 +17,10 @@ from gnet_opt.files import sha256_file
 from gnet_opt.model import Model
 from gnet_opt.paths import demo_card
 from gnet_opt.preprocess import IMAGENET, Preprocess
-from gnet_opt.stages.build import build_caffe, build_googlenet, recognise
+from gnet_opt.stages.build import build_caffe, build_googlenet, known_names, recognise
 from gnet_opt.stages.checkpoint import (
     close_names,
+    essential_names,
     existing_file,
     fit,
     hash_tensors,
@@ -53,7 +54,9 @@ _ASSUMED_CAFFE = (
 )
 
 
-def load(spec: str | Path | None, *, card: str | Path | None = None) -> Model:
+def load(
+    spec: str | Path | None, *, card: str | Path | None = None, weights: str | None = None
+) -> Model:
     """Load a model.
 
     Args:
@@ -63,6 +66,8 @@ def load(spec: str | Path | None, *, card: str | Path | None = None) -> Model:
             original; or `package.module:factory` for any `nn.Module`.
         card: A model card that describes `spec` where that is not a card itself: name, labels,
             classes and preprocess. The card's own `weights` are not read then.
+        weights: Which weights to take of a checkpoint that has several, such as `ema`; it goes
+            before the card's `weights_key`.
 
     Raises:
         ModelError: The model cannot be read, or is not what it is said to be.
@@ -73,17 +78,24 @@ def load(spec: str | Path | None, *, card: str | Path | None = None) -> Model:
         require(package, "build", "load a model")
     described = None if card is None else ModelCard.open(Path(card))
     if spec is None:
-        return _load_card(ModelCard.open(demo_card()) if described is None else described)
+        opened = ModelCard.open(demo_card()) if described is None else described
+        return _load_card(opened, weights)
     text = str(spec)
     if text.endswith(".toml"):
         if described is not None:
             raise ConfigError(f"{text} is a model card already. Pass one card, not two.")
-        return _load_card(ModelCard.open(existing_file(Path(text))))
-    if text == "torchvision":
-        return _load_torchvision(described)
-    if _FACTORY.fullmatch(text) and not Path(text).exists():
-        return _load_factory(text, described)
-    return _load_checkpoint(existing_file(Path(text)), described)
+        return _load_card(ModelCard.open(existing_file(Path(text))), weights)
+    if text == "torchvision" or (_FACTORY.fullmatch(text) and not Path(text).exists()):
+        if weights is not None:
+            raise ConfigError(
+                f"--weights chooses in a checkpoint, and {text} is none. Leave it out."
+            )
+        return (
+            _load_torchvision(described)
+            if text == "torchvision"
+            else _load_factory(text, described)
+        )
+    return _load_checkpoint(existing_file(Path(text)), described, weights)
 
 
 def from_module(
@@ -132,9 +144,9 @@ def from_module(
 # --- from a card, from torchvision, from a checkpoint, from a factory -------------------------
 
 
-def _load_card(card: ModelCard) -> Model:
+def _load_card(card: ModelCard, choice: str | None) -> Model:
     if card.factory is not None:
-        return _load_factory(card.factory, card, weights=card.weights)
+        return _load_factory(card.factory, card, weights=card.weights, choice=choice)
     if card.weights is None:
         raise ConfigError(
             f"{card.path}: weights is missing. Name the checkpoint, relative to the card, or pass "
@@ -145,7 +157,7 @@ def _load_card(card: ModelCard) -> Model:
             f"{card.path}: weights names {card.weights}, which does not exist."
             f"{close_names(card.weights)} Correct the path; it is relative to the card."
         )
-    return _load_checkpoint(card.weights, card)
+    return _load_checkpoint(card.weights, card, choice)
 
 
 def _load_torchvision(card: ModelCard | None) -> Model:
@@ -182,8 +194,9 @@ def _load_torchvision(card: ModelCard | None) -> Model:
     return take(loaded, preprocess=IMAGENET, labels=_published_labels(), card=card)
 
 
-def _load_checkpoint(path: Path, card: ModelCard | None) -> Model:
-    tensors = read_state_dict(path)
+def _load_checkpoint(path: Path, card: ModelCard | None, choice: str | None) -> Model:
+    file = read_state_dict(path, known_names(), choice=_chosen(card, choice))
+    tensors = file.tensors
     architecture = recognise(str(path), tensors) if card is None else card.architecture
     sha256 = sha256_file(path)
     published = sha256.startswith(_PUBLISHED_HASH)
@@ -202,9 +215,11 @@ def _load_checkpoint(path: Path, card: ModelCard | None) -> Model:
         module.transform_input = (published and undescribed) or (
             card is not None and card.transform_input
         )
+        if file.transform_input is not None and undescribed:
+            module.transform_input = file.transform_input
         if published:
             labels, assumed = _published_labels(), _RECOGNISED
-        elif card is None:
+        elif card is None and file.transform_input is None:
             notes += (_ASSUMED_NO_TRANSFORM,)
     else:
         raise ModelError(
@@ -218,10 +233,14 @@ def _load_checkpoint(path: Path, card: ModelCard | None) -> Model:
         architecture=architecture,
         sha256=sha256,
         source=f"the file {path.name}",
-        assumptions=notes,
+        assumptions=file.notes + notes,
         classes=classes,
     )
     return take(loaded, labels=labels, card=card, default=default, assumed=assumed)
+
+
+def _chosen(card: ModelCard | None, choice: str | None) -> str | None:
+    return choice if choice is not None or card is None else card.weights_key
 
 
 def _published_labels() -> tuple[str, ...]:
@@ -230,12 +249,17 @@ def _published_labels() -> tuple[str, ...]:
     return tuple(GoogLeNet_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _load_factory(spec: str, card: ModelCard | None, weights: Path | None = None) -> Model:
+def _load_factory(
+    spec: str, card: ModelCard | None, weights: Path | None = None, choice: str | None = None
+) -> Model:
     module = call_factory(spec)
     sha256 = None
+    notes: tuple[str, ...] = ()
     if weights is not None:
-        tensors = read_state_dict(weights, module.state_dict())
-        fit(str(weights), f"the network of {spec}", module, tensors)
+        names = {spec: essential_names(module.state_dict())}
+        file = read_state_dict(weights, names, choice=_chosen(card, choice))
+        fit(str(weights), f"the network of {spec}", module, file.tensors)
+        notes = file.notes
         sha256 = sha256_file(weights)
     loaded = Loaded(
         module=module,
@@ -244,5 +268,6 @@ def _load_factory(spec: str, card: ModelCard | None, weights: Path | None = None
         architecture=architecture_of(module),
         sha256=sha256,
         source=spec if weights is None else f"{spec} with {weights.name}",
+        assumptions=notes,
     )
     return take(loaded, card=card)

@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image
 from gnet_opt.bench.worker import _Worker
 from gnet_opt.errors import CalibrationError
 from gnet_opt.images import SUFFIXES, ImageSet
-from gnet_opt.pictures import FORMATS, count_turned, open_picture, orientation
+from gnet_opt.pictures import FORMATS, count_turned, note_turned, open_picture, orientation
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import silent
 from gnet_opt.stages.training.pictures import Pictures
@@ -266,6 +266,24 @@ def test_sixteen_bits_are_turned_as_well(tmp_path: Path) -> None:
     upright = Preprocess(resize=12, crop=12, channels="gray", orientation="upright", white16=65535)
     expected = values[:, 4:16].astype(np.int64) * 255 // 65535
     assert np.array_equal(upright.load_pixels(path)[..., 0], expected)
+
+
+def test_the_note_says_how_many_and_which_rule(tmp_path: Path) -> None:
+    seen = np.asarray(noise((20, 12)))
+    for index, tag in enumerate((1, 6, 3)):
+        save(tmp_path / f"{index}.png", seen, tag)
+    files = sorted(tmp_path.glob("*.png"))
+    assert note_turned({"calibration": files[:1], "evaluation": ()}, "as stored") == ""
+    assert note_turned({"calibration": files, "evaluation": files[:2]}, "as stored") == (
+        "2 of 3 calibration and 1 of 2 evaluation pictures carry an EXIF orientation that turns or "
+        "mirrors them: it is ignored, as torchvision does, and they are taken as stored. "
+        'orientation = "upright" under [preprocess] of the model card follows it.'
+    )
+    assert note_turned({"calibration": files}, "upright") == (
+        "2 of 3 calibration pictures carry an EXIF orientation that turns or mirrors them: they "
+        'are turned upright. orientation = "as stored" under [preprocess] of the model card '
+        "ignores it."
+    )
 
 
 def test_training_pictures_are_turned_as_the_preprocess_says(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ class Bundle:
             raise IntegrityError(f"{self.root / MANIFEST}: {error}") from error
 
     @property
+    def threshold(self) -> float:
+        """Above what the one output of a model for two classes means class 1; a logit's is 0."""
+        value = self.manifest["model"].get("threshold", 0.0)
+        if isinstance(value, bool) or not isinstance(value, _NUMBER) or not math.isfinite(value):
+            raise IntegrityError(f"{self.root / MANIFEST}: model.threshold is of the wrong type.")
+        return float(value)
+
+    @property
     def deferred(self) -> Mapping[str, Any] | None:
         """What has to be done on the device, or None when the bundle is complete."""
         deferred: Mapping[str, Any] | None = self.manifest.get("deferred")

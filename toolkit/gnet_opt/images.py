@@ -156,6 +156,9 @@ class ImageSet:
     def check_labels(self, classes: int) -> None:
         """Require labels, all of them below `classes`.
 
+        Args:
+            classes: The outputs of the model; with one it tells two classes apart, 0 and 1.
+
         Raises:
             CalibrationError: There are no labels, one is out of range, or the set names another
                 number of classes, so that its indices would mean other classes than the model's.
@@ -165,18 +168,19 @@ class ImageSet:
                 f"The image set {self.name} has no labels, and accuracy needs them. Use one "
                 "folder a class, or a labels.csv with the columns file,label."
             )
-        if self.classes and len(self.classes) != classes:
+        many, model = (2, "one output for two classes") if classes == 1 else (classes, "")
+        if self.classes and len(self.classes) != many:
             raise CalibrationError(
                 f"The image set {self.name} names {len(self.classes)} classes "
-                f"({', '.join(self.classes[:3])}, ...), but the model has {classes}, so an index "
-                "would mean another class. Give the model a card with its labels, or the set a "
-                "labels.csv with the model's class indices."
+                f"({', '.join(self.classes[:3])}, ...), but the model has {model or classes}, so "
+                "an index would mean another class. Give the model a card with its labels, or the "
+                "set a labels.csv with the model's class indices."
             )
         for path, label in zip(self.files, self.labels, strict=True):
-            if not 0 <= label < classes:
+            if not 0 <= label < many:
                 raise CalibrationError(
-                    f"{path} has label {label}, but the model has {classes} classes "
-                    f"(0..{classes - 1}). Use labels of the model's own classes."
+                    f"{path} has label {label}, but the model has {model or f'{classes} classes'} "
+                    f"(0..{many - 1}). Use labels of the model's own classes."
                 )
 
 

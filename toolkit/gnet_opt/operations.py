@@ -13,7 +13,7 @@ from typing import Any, Literal
 from gnet_opt import backends
 from gnet_opt.backends._tensorrt8 import FILE as MODEL_FOR_8
 from gnet_opt.backends.onnxruntime import input_form, open_reference
-from gnet_opt.bench import accuracy, layers
+from gnet_opt.bench import accuracy, binary, layers
 from gnet_opt.bundle import MANIFEST, Bundle
 from gnet_opt.cards import ModelCard
 from gnet_opt.drawn import drawn_examples, drawn_input
@@ -217,6 +217,7 @@ def evaluate(
         GnetOptError: The model or the pictures cannot be used.
     """
     notes: list[str] = []
+    bundle: Bundle | None = None
     is_bundle = (Path(spec) / MANIFEST).is_file()
     if weights is not None and (is_bundle or spec.endswith(".onnx")):
         raise ConfigError(f"--weights chooses in a checkpoint, and {spec} is none. Leave it out.")
@@ -247,9 +248,13 @@ def evaluate(
             notes.append(note)
         with opened as runner:
             logits = accuracy.collect({"model": runner}, images, preprocess, progress)["model"]
-    images.check_labels(logits.shape[1])
+        classes = logits.shape[1]
+        threshold = bundle.threshold if bundle else binary.threshold(path, classes)
+    images.check_labels(classes)
     assert images.labels is not None  # check_labels requires them
-    scored = accuracy.score(logits, images.labels)
+    if classes == 1:
+        notes.append(binary.sentence(threshold, labels or images.classes))
+    scored = accuracy.score(logits, images.labels, threshold=threshold)
     return {
         "backend": backend,
         "ci95": list(accuracy.wilson(scored.top1, len(images))),

@@ -8,7 +8,7 @@ here and nowhere else, by the readers of a fixed list of formats.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -139,6 +139,32 @@ def count_turned(files: Iterable[Path]) -> int:
         with open_picture(path) as image, contextlib.suppress(Exception):
             count += orientation(image) != 1
     return count
+
+
+def note_turned(sets: Mapping[str, Sequence[Path]], rule: str) -> str:
+    """A sentence on the pictures whose EXIF orientation matters, or nothing where there is none.
+
+    Args:
+        sets: Picture files by what they are for, as in "calibration".
+        rule: `Preprocess.orientation`.
+
+    Raises:
+        CalibrationError: A file cannot be read as a picture.
+    """
+    counts = {role: count_turned(files) for role, files in sets.items()}
+    found = [f"{count} of {len(sets[role])} {role}" for role, count in counts.items() if count]
+    if not found:
+        return ""
+    what = f"{' and '.join(found)} pictures carry an EXIF orientation that turns or mirrors them: "
+    if rule == "upright":
+        return what + (
+            'they are turned upright. orientation = "as stored" under [preprocess] of the model '
+            "card ignores it."
+        )
+    return what + (
+        "it is ignored, as torchvision does, and they are taken as stored. orientation = "
+        '"upright" under [preprocess] of the model card follows it.'
+    )
 
 
 def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

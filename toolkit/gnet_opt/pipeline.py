@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gnet_opt import backends, golden
-from gnet_opt.bench import accuracy, latency
+from gnet_opt.bench import accuracy, binary, latency
 from gnet_opt.bench.process import Subject
 from gnet_opt.bundle import MODEL, Bundle, file_kinds
 from gnet_opt.decision import Figures, decide, refusal
@@ -147,6 +147,7 @@ class _Build:
         self._notes: list[str] = []
         self._told: list[str] = []  # what is true of this run alone: not for the manifest
         self._float_logits: FloatArray | None = None
+        self._threshold = binary.LOGIT
         preprocess, seed = job.model.preprocess, job.options.seed
         examples = job.calibration.varied(golden.COUNT, seed)
         self._examples: PixelArray = np.stack([preprocess.load_pixels(p) for p in examples.files])
@@ -158,6 +159,10 @@ class _Build:
             examples = job.model.preprocess.normalize(self._examples[:_EXAMPLES])
             batch = job.options.batch
             facts = prepare(job.model, examples, self._float, batch=batch, progress=self._progress)
+        names = job.model.labels or (job.evaluation.classes if job.evaluation else ())
+        self._threshold = binary.threshold(self._float, job.model.classes)
+        if note := binary.note(self._float, job.model.classes, names):
+            self._notes.append(note)
         automatic = job.options.precision == "auto"
         chosen = self._decide() if automatic else self._as_asked(job.options.precision)
         candidate = chosen.candidate
@@ -420,6 +425,7 @@ class _Build:
                         logits[_FLOAT if self._is_float(candidate) else candidate.name],
                         job.evaluation.labels,
                         semantics=job.semantics,
+                        threshold=self._threshold,
                     ).to_dict(),
                     "digest": job.evaluation.digest,
                     "set": job.evaluation.name,
@@ -566,6 +572,7 @@ class _Build:
                 "name": job.model.name,
                 "sha256": job.model.sha256,
                 "source": job.model.source,
+                **({"threshold": self._threshold} if job.model.classes == 1 else {}),
             },
             "notes": notes,
             "precision": candidate.precision,

@@ -12,6 +12,7 @@ from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyErro
 from gnet_opt.files import check_writable
 from gnet_opt.images import ImageSet, check_disjoint
 from gnet_opt.model import Model
+from gnet_opt.pictures import note_turned
 from gnet_opt.preprocess import INPUTS, Preprocess
 from gnet_opt.quantization import DEFAULT_METHOD, METHODS, check_enough
 from gnet_opt.runtime import TargetReader
@@ -231,6 +232,9 @@ def plan(
             evaluation.check_labels(model.classes)
             if note := evaluation.note_names(model.labels):
                 notes.append(note)
+    sets = {"calibration": chosen.files, "evaluation": evaluation.files if evaluation else ()}
+    if turned := note_turned(sets, model.preprocess.orientation):
+        notes.append(turned)
     travels = _golden(golden_images, chosen, evaluation, options.seed)
     if travels.kind == "calibration" and travels.images is not None:
         count = len(travels.images)

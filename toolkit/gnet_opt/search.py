@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gnet_opt.backends.onnxruntime import open_reference
-from gnet_opt.bench import accuracy
+from gnet_opt.bench import accuracy, binary
 from gnet_opt.images import ImageSet
 from gnet_opt.preprocess import FloatArray
 from gnet_opt.runtime import run_all
@@ -58,12 +58,13 @@ class Judge:
 
         Args:
             model: The float ONNX file.
-            pictures: Preprocessed, float32 of shape (3, height, width) each.
+            pictures: Preprocessed, float32 of shape (planes, height, width) each.
             threads: CPU threads, or None for the runtime's own choice.
         """
         self._pictures = pictures
         self._threads = threads
         self._float_logits = self.run(model)
+        self._threshold = binary.threshold(model, self._float_logits.shape[1])
 
     @property
     def images(self) -> int:
@@ -76,7 +77,9 @@ class Judge:
 
     def verdict(self, logits: FloatArray) -> Verdict:
         """Judge what `run` gave."""
-        compared = accuracy.compare(self._float_logits, logits, None, semantics="reference")
+        compared = accuracy.compare(
+            self._float_logits, logits, None, semantics="reference", threshold=self._threshold
+        )
         sqnr = float("inf") if compared.sqnr_db is None else compared.sqnr_db
         return Verdict(sqnr_db=sqnr, agreement=compared.agreement)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gnet_opt.bench import accuracy
+from gnet_opt.bench import accuracy, binary
 from gnet_opt.bench.process import Subject, started
 from gnet_opt.errors import BackendError, ConfigError, require
 from gnet_opt.files import atomic_path, check_writable, dump_json, sha256_file, sha256_text
@@ -117,7 +117,7 @@ def measure(
         model: The float ONNX file.
         statistics: What `gnet_opt.quantization.calibrate` saw with it.
         scheme: The target's integer form.
-        pictures: Preprocessed pictures, float32 of shape (3, height, width) each.
+        pictures: Preprocessed pictures, float32 of shape (planes, height, width) each.
         recipe: What the target leaves open, None for the defaults.
         jobs: Layers that are measured at the same time, with one CPU thread each.
         known: Costs from an earlier, interrupted run; these layers are left out.
@@ -145,6 +145,7 @@ def measure(
         inputs = Path(folder) / "pictures.npy"
         np.save(inputs, np.stack(pictures))
         float_logits = _logits(model, inputs, Path(folder) / "float")
+        threshold = binary.threshold(model, float_logits.shape[1])
 
         def cost_of(name: str) -> LayerCost:
             place = Path(folder) / str(names.index(name))
@@ -153,7 +154,7 @@ def measure(
             quantize(model, place / "model.onnx", statistics, scheme, alone)
             logits = _logits(place / "model.onnx", inputs, place)
             (place / "model.onnx").unlink()
-            return _compare(name, macs[name], float_logits, logits)
+            return _compare(name, macs[name], float_logits, logits, threshold)
 
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             futures = [pool.submit(cost_of, name) for name in todo]
@@ -420,10 +421,12 @@ def _logits(model: Path, inputs: Path, folder: Path) -> FloatArray:
         return worker.run(inputs, folder / "logits.npy", timeout=60.0 + 10.0 * len(pictures))
 
 
-def _compare(name: str, macs: int, before: FloatArray, after: FloatArray) -> LayerCost:
+def _compare(
+    name: str, macs: int, before: FloatArray, after: FloatArray, threshold: float
+) -> LayerCost:
     if not before.any():
         raise BackendError("All logits of the float model are zero. Check its weights.")
-    compared = accuracy.compare(before, after, None, semantics="reference")
+    compared = accuracy.compare(before, after, None, semantics="reference", threshold=threshold)
     noise = 0.0 if compared.sqnr_db is None else 10 ** (-compared.sqnr_db / 10)
     return LayerCost(name=name, macs=macs, noise=noise, agreement=compared.agreement)
 

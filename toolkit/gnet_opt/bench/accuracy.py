@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gnet_opt.bench.binary import LOGIT, as_classes
 from gnet_opt.bench.process import Subject, WorkerProcess, started
 from gnet_opt.errors import BackendError, CalibrationError
 from gnet_opt.images import ImageSet
@@ -33,7 +34,8 @@ class Score:
     """How often a model is right.
 
     Attributes:
-        top1: Percent of pictures whose label has the greatest logit.
+        top1: Percent of pictures whose label has the greatest logit, or where there is one logit
+            for two classes, is on the label's side of the threshold.
         top5: Percent whose label is among the five greatest, None with fewer than five classes.
     """
 
@@ -208,6 +210,7 @@ def compare(
     labels: Sequence[int] | None,
     *,
     semantics: Literal["native", "reference"],
+    threshold: float = LOGIT,
 ) -> Accuracy:
     """Compare two models' logits on the same pictures.
 
@@ -216,6 +219,7 @@ def compare(
         quantized_logits: The quantized model's, of the same shape.
         labels: The class index of each picture, or None.
         semantics: What computed `quantized_logits`.
+        threshold: What decides where there is one logit for two classes, see `binary`.
 
     Raises:
         BackendError: The shapes differ, or a logit is not finite.
@@ -230,12 +234,14 @@ def compare(
         raise CalibrationError("There is no picture to compare on. Pass a set with pictures.")
     _check_finite(float_logits, "The float model", "")
     _check_finite(quantized_logits, "The quantized model", "")
-    same = float_logits.argmax(1) == quantized_logits.argmax(1)
+    float_columns = as_classes(float_logits, threshold)
+    quantized_columns = as_classes(quantized_logits, threshold)
+    same = float_columns.argmax(1) == quantized_columns.argmax(1)
     before = after = drop = None
     if labels is not None:
-        truth = _check_labels(labels, float_logits)
-        float_ranks, quantized_ranks = ranks(float_logits, truth), ranks(quantized_logits, truth)
-        classes = float_logits.shape[1]
+        truth = _check_labels(labels, float_columns)
+        float_ranks, quantized_ranks = ranks(float_columns, truth), ranks(quantized_columns, truth)
+        classes = float_columns.shape[1]
         before, after = _score(float_ranks, classes), _score(quantized_ranks, classes)
         drop = paired_drop(float_ranks == 0, quantized_ranks == 0)
     return Accuracy(
@@ -249,19 +255,21 @@ def compare(
     )
 
 
-def score(logits: FloatArray, labels: Sequence[int]) -> Score:
+def score(logits: FloatArray, labels: Sequence[int], *, threshold: float = LOGIT) -> Score:
     """Score one model.
 
     Args:
         logits: Of shape (pictures, classes).
         labels: The class index of each picture.
+        threshold: What decides where there is one logit for two classes, see `binary`.
 
     Raises:
         BackendError: A logit is not finite.
         CalibrationError: There is no picture, or the labels do not fit the logits.
     """
     _check_finite(logits, "The model", "")
-    return _score(ranks(logits, _check_labels(labels, logits)), logits.shape[1])
+    columns = as_classes(logits, threshold)
+    return _score(ranks(columns, _check_labels(labels, columns)), columns.shape[1])
 
 
 def ranks(logits: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

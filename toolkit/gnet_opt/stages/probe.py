@@ -10,13 +10,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def probe(module: nn.Module, where: str, size: int) -> tuple[int, tuple[str, ...]]:
-    """Run the network once to find its classes and what its output looks like."""
+def probe(module: nn.Module, where: str, planes: int, size: int) -> tuple[int, tuple[str, ...]]:
+    """Run the network once to find its classes and what its output looks like.
+
+    Args:
+        module: The network.
+        where: What it is called in messages.
+        planes: Its input channels.
+        size: Height and width of its input, in pixels.
+    """
     import torch
 
     from gnet_opt.networks.outputs import logits_candidates, main_logits
 
-    noise = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((1, planes, size, size), generator=torch.Generator().manual_seed(0))
     output = run(module, where, noise)
     logits = main_logits(output)
     if not torch.equal(logits, main_logits(run(module, where, noise))):

@@ -74,16 +74,17 @@ def take(
     notes += folded
     classes = loaded.classes
     if classes is None:
-        classes, found = probe(module, loaded.where, preprocess.crop)
+        classes, found = probe(module, loaded.where, preprocess.planes, preprocess.crop)
         notes += found
     if card is not None and card.classes is not None and card.classes != classes:
         raise ModelError(
             f"{card.path}: classes is {card.classes}, but {loaded.where} has {classes} classes. "
             "Correct the card, or name other weights."
         )
-    if labels and len(labels) != classes:
+    # One output decides between two classes: 0, its negative, and 1.
+    if labels and len(labels) != (classes if classes > 1 else 2):
         raise ModelError(
-            f"{loaded.where} has {classes} classes, but "
+            f"{loaded.where} has {'one output for two' if classes == 1 else classes} classes, but "
             f"{card.path if card is not None and card.labels else 'the caller'} gives "
             f"{len(labels)} labels. Give one label a class, in index order."
         )

@@ -90,13 +90,19 @@ def train(
     Raises:
         CalibrationError: The sets have no labels, fewer than two classes, a class without a
             picture, a picture that cannot be read, or a picture in common.
-        ConfigError: The checkpoint belongs to another training, or is in the way.
+        ConfigError: The checkpoint belongs to another training, or is in the way, or the
+            preprocess does not give three channels.
         ModelError: The loss is not a number any more, the checkpoint is broken, or `init` is no
             torchvision GoogLeNet.
     """
     import torch
 
     classes = _check_sets(images, validation)
+    if preprocess.planes != 3:
+        raise ConfigError(
+            f"preprocess.channels is {preprocess.channels}, but what is trained is torchvision's "
+            "GoogLeNet, which takes three channels. Use rgb or bgr."
+        )
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise ConfigError(

@@ -1,5 +1,6 @@
 # make demo   install, then quantize the embedded model and print its result table
-# make test   install, then lint, types and every test
+# make test   install, then lint, types and tests
+# make test-all   the same, with real runs of other tools and all images of the real network
 # make test-arm   run the Arm bundles on emulated Arm cores (half an hour; skipped with the reason)
 # make test-avx2  run the x86-avx2 bundle on AVX2 kernels, with VNNI hidden (ten minutes; likewise)
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-tools test-arm test-avx2 test-fast lint types format clean help
+.PHONY: demo test test-all test-tools test-arm test-avx2 test-fast lint types format clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,7 +49,10 @@ test: lint types test-tools
 	$(PYTEST)
 
 test-fast: lint types test-tools
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not full'
+
+test-all: lint types test-tools
+	$(PYTEST) -m ''
 
 # 77: this machine cannot, and the reason is printed.
 test-arm: $(INSTALLED)

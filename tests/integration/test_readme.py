@@ -53,8 +53,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "my_card.toml").write_text(blocks("toml")[0], encoding="utf-8")
     for name, source, step in (
-        ("calibration", paths.demo_calibration(), 2),
-        ("evaluation", paths.demo_evaluation(), 6),
+        ("calibration", paths.demo_calibration(), 6),
+        ("evaluation", paths.demo_evaluation(), 20),
         ("training", paths.demo_calibration(), 5),
     ):
         images = ImageSet.open(source, classes=card.labels)

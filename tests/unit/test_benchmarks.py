@@ -247,7 +247,7 @@ class TestQuantizers:
             reader.rewind()
         assert task.labels == (7, 8, 9)
 
-    @pytest.mark.slow
+    @pytest.mark.full
     def test_real_run_on_few_pictures_and_again(self, tmp_path: Path) -> None:
         command = [sys.executable, str(BENCHMARKS / "quantizers.py"), "--networks", "demo"]
         command += ["--only", "ort-minmax,modelopt-max,ours-jetson", "--at-most", "4"]

@@ -516,7 +516,7 @@ class TestRun:
         assert found["other"]["pictures_per_second"] == pytest.approx((1e9 / 30 + 1e9 / 80) / 2)
         assert "times_ours" not in runtimes.compared(both, "absent")["other"]
 
-    @pytest.mark.slow
+    @pytest.mark.full
     def test_real_run_on_few_pictures_and_again(self, tmp_path: Path) -> None:
         only = "ours-openvino-int8,ours-onnxruntime-float32,onnxruntime-float32,onnxruntime-int8"
         command = [sys.executable, str(BENCHMARKS / "runtimes.py"), "--at-most", "4"]

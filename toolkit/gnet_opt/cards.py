@@ -23,12 +23,27 @@ else:
 
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
+HEAD_LAYERS = (
+    "linear",
+    "batchnorm",
+    "relu",
+    "leaky_relu",
+    "gelu",
+    "silu",
+    "tanh",
+    "dropout",
+    "flatten",
+)
+"""What the key `head` may name, each with torch's defaults."""
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "architecture": (str,),
     "weights": (str,),
     "weights_key": (str,),
     "factory": (str,),
+    "head": (list,),
+    "output": (str,),
     "classes": (int,),
     "labels": (str, list),
     "license": (str,),
@@ -52,11 +67,15 @@ class ModelCard:
     Attributes:
         path: The card itself.
         name: The model's name.
-        architecture: `googlenet`, `googlenet-caffe` or `module`.
+        architecture: A network of the family that is built here, or `module`.
         weights: The checkpoint, or None in a card that only describes (a checkpoint is passed
             beside it, or the factory brings its weights).
         weights_key: Which weights to take of a checkpoint that has several, such as `ema`.
-        factory: `package.module:factory` of architecture `module`, else None.
+        factory: `package.module:factory`, which returns the network of architecture `module`, or
+            for the others their weights; else None.
+        head: The classifier's layers in their order, from `HEAD_LAYERS`, where the names in the
+            checkpoint leave them open; or empty.
+        output: The name of the network's output that holds the logits, where it has several.
         classes: The number of classes, or None to take it from the weights.
         labels: Class names by index, or empty.
         license: The licence of the weights.
@@ -72,6 +91,8 @@ class ModelCard:
     weights: Path | None = None
     weights_key: str | None = None
     factory: str | None = None
+    head: tuple[str, ...] = ()
+    output: str | None = None
     classes: int | None = None
     labels: tuple[str, ...] = ()
     license: str = ""
@@ -117,17 +138,7 @@ class ModelCard:
                 f"{path}: architecture is {architecture!r}; it must be one of "
                 f"{', '.join(ARCHITECTURES)}."
             )
-        if (architecture == "module") != ("factory" in values):
-            raise ConfigError(
-                f"{path}: factory and architecture {architecture!r} do not go together. "
-                'Write factory = "package.module:factory" with architecture = "module", and '
-                "only there."
-            )
-        if values.get("transform_input", False) and architecture != "googlenet":
-            raise ConfigError(
-                f"{path}: transform_input belongs to architecture 'googlenet'. Remove it, and "
-                "give the network's real mean and std under [preprocess]."
-            )
+        _check_network(values, path)
         classes = values.get("classes")
         if classes is not None and classes < 1:
             raise ConfigError(f"{path}: classes is {classes}; it must be at least 1.")
@@ -138,6 +149,8 @@ class ModelCard:
             weights=path.parent / values["weights"] if "weights" in values else None,
             weights_key=values.get("weights_key"),
             factory=values.get("factory"),
+            head=tuple(values.get("head", ())),
+            output=values.get("output"),
             classes=classes,
             labels=_labels(values.get("labels", []), path),
             license=values.get("license", ""),
@@ -169,6 +182,39 @@ def _check_keys(values: Mapping[str, Any], path: Path) -> None:
     for key in ("name", "architecture"):
         if not values.get(key):
             raise ConfigError(f'{path}: {key} is missing. Add a line {key} = "...".')
+
+
+def _check_network(values: Mapping[str, Any], path: Path) -> None:
+    """Check that what describes the network goes together."""
+    architecture = values["architecture"]
+    if architecture == "module" and "factory" not in values:
+        raise ConfigError(
+            f"{path}: architecture 'module' needs a factory, which builds the network. "
+            'Write factory = "package.module:factory".'
+        )
+    if architecture != "module" and "factory" in values and "weights" in values:
+        raise ConfigError(
+            f"{path}: weights and factory both say where the weights of {architecture!r} come "
+            'from. Remove one, or write architecture = "module" for a factory that returns a '
+            "network."
+        )
+    transformed = ("googlenet", "inception-v3")
+    if values.get("transform_input", False) and architecture not in transformed:
+        raise ConfigError(
+            f"{path}: transform_input belongs to architecture {' or '.join(map(repr, transformed))}"
+            ". Remove it, and give the network's real mean and std under [preprocess]."
+        )
+    head = values.get("head")
+    if head is None:
+        return
+    if architecture == "module":
+        raise ConfigError(f"{path}: head is for networks built here; the factory builds its own.")
+    unknown = [layer for layer in head if layer not in HEAD_LAYERS]
+    if unknown or "linear" not in head:
+        raise ConfigError(
+            f"{path}: head is {head!r}; it lists the classifier's layers in their order, at least "
+            f"one of them linear, out of {', '.join(HEAD_LAYERS)}."
+        )
 
 
 def _labels(value: str | list[Any], path: Path) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from gnet_opt.preprocess import Preprocess
 if TYPE_CHECKING:
     from torch import nn
 
-Architecture = Literal["googlenet", "googlenet-caffe", "module"]
-"""torchvision's GoogLeNet, the 2014 original, or any other `nn.Module`."""
+Architecture = Literal["googlenet", "googlenet-caffe", "inception-v3", "bn-inception", "module"]
+"""torchvision's GoogLeNet, the 2014 original, torchvision's Inception v3, BN-Inception (v2) with
+the layer names of its original, or any other `nn.Module`."""
 
 
 @dataclass(frozen=True, kw_only=True)

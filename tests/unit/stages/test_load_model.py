@@ -19,7 +19,8 @@ from gnet_opt.errors import ConfigError, ModelError
 from gnet_opt.networks.googlenet_caffe import GoogLeNetCaffe, caffe_names
 from gnet_opt.preprocess import IMAGENET, INCEPTION, Preprocess
 from gnet_opt.stages import load as load_stage
-from gnet_opt.stages.load import CAFFE, from_module, load
+from gnet_opt.stages.families import CAFFE
+from gnet_opt.stages.load import from_module, load
 from gnet_opt.stages.normalization import compose_transform_input
 
 SMALL = Preprocess(resize=64, crop=64)
@@ -149,7 +150,7 @@ def test_another_network_is_not_a_googlenet(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path} is not a GoogLeNet: of 287 names it has 2. Keys not known: conv1.weight, "
+        f"{path} is not a GoogLeNet: of 285 names it has 0. Keys not known: conv1.weight, "
         "bn1.weight, bn1.bias, ...; missing: conv1.bn.bias, conv1.bn.running_mean, "
         "conv1.bn.running_var, .... For another network pass package.module:factory."
     )
@@ -512,8 +513,8 @@ class Returns(nn.Module):
 def test_outputs_beyond_the_logits_are_said() -> None:
     model = from_module(Returns(lambda x: {"embedding": x[0], "a": x, "b": x}), preprocess=SMALL)
     assert model.assumptions == (
-        "The network returns 2 outputs of shape (N, classes) in eval mode: the first is taken as "
-        "the logits.",
+        "The network returns 2 outputs of shape (N, classes) (a (1, 3), b (1, 3)): a is taken as "
+        "the logits, and the others are equal to it. A model card can say otherwise, with output.",
     )
 
 

@@ -73,7 +73,8 @@ BASE = 'name = "a"\narchitecture = "googlenet"\n'
         ('name = "a"', 'architecture is missing. Add a line architecture = "...".'),
         (
             'name = "a"\narchitecture = "resnet"',
-            "architecture is 'resnet'; it must be one of googlenet, googlenet-caffe, module.",
+            "architecture is 'resnet'; it must be one of googlenet, googlenet-caffe, inception-v3, "
+            "bn-inception, module.",
         ),
         (BASE + "lables = []", "lables is not known. Did you mean labels?"),
         (BASE + "zzz = 1", "zzz is not known. The keys are name, architecture, weights,"),
@@ -89,11 +90,22 @@ BASE = 'name = "a"\narchitecture = "googlenet"\n'
             BASE + "[preprocess]\nmean = 'a'",
             "preprocess.mean is 'a'; it must be a list of",
         ),
-        (BASE + "factory = 'a:b'", "factory and architecture 'googlenet' do not go together."),
-        ('name = "a"\narchitecture = "module"', "factory and architecture 'module' do not go"),
+        (
+            BASE + "factory = 'a:b'\nweights = 'a.pth'",
+            "weights and factory both say where the weights of 'googlenet' come from.",
+        ),
+        ('name = "a"\narchitecture = "module"', "architecture 'module' needs a factory, which"),
+        (
+            'name = "a"\narchitecture = "module"\nfactory = "a:b"\nhead = ["linear"]',
+            "head is for networks built here; the factory builds its own.",
+        ),
+        (BASE + "head = 'linear'", "head is 'linear'; it must be a list."),
+        (BASE + "head = ['relu']", "head is ['relu']; it lists the classifier's layers in their"),
+        (BASE + "head = ['linear', 3]", "out of linear, batchnorm, relu, leaky_relu, gelu,"),
+        (BASE + "output = 1", "output is 1; it must be a string."),
         (
             'name = "a"\narchitecture = "googlenet-caffe"\ntransform_input = true',
-            "transform_input belongs to architecture 'googlenet'.",
+            "transform_input belongs to architecture 'googlenet' or 'inception-v3'. Remove it,",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_network_that_fails_without_the_part_is_an_error() -> None:
     [
         (lambda x: x[:, :3], "own gives 3 logits and is said to have 5 classes"),
         (lambda x: x * float("nan"), "The network's logits are not finite"),
-        (lambda x: x[0], "returns a tensor of shape (5,), and none of it has the shape"),
+        (lambda x: x[0], "returns a tensor of shape (5,), not logits of shape (N, classes)"),
         (lambda x: x + torch.ones(7), "The network fails on an input of shape (1, 3, 64, 64): "),
     ],
 )

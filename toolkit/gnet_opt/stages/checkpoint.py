@@ -76,6 +76,18 @@ def read_state_dict(
     return Checkpoint(tensors=_without_prefixes(_unwrap(path, content), names))
 
 
+def state_dict_of(
+    where: str,
+    content: Mapping[str, Any],
+    known: Mapping[Any, Collection[str]] = _NONE,
+    *,
+    choice: str | None = None,
+) -> Checkpoint:
+    """As `read_state_dict`, of what a file would hold."""
+    names = [name for network in known.values() for name in network]
+    return Checkpoint(tensors=_without_prefixes(_unwrap(Path(where), content), names))
+
+
 def existing_file(path: Path) -> Path:
     """The path itself, where it is a file.
 

@@ -66,7 +66,7 @@ def trace(
 
     Args:
         model: The stripped model.
-        examples: Preprocessed pictures, float32 of shape (N, 3, H, W); the first is traced.
+        examples: Preprocessed pictures, float32 of shape (N, planes, H, W); the first is traced.
         batch: 1, or `dynamic` for a symbolic first dimension.
 
     Returns:
@@ -85,10 +85,9 @@ def trace(
     from onnxscript import optimizer
 
     from gnet_opt.networks.lrn import KeepLocalResponseNorm, translation_table
-    from gnet_opt.networks.outputs import main_logits
 
-    class MainLogits(torch.nn.Module):
-        """The network with its logits as the one output; what leads elsewhere is not traced."""
+    class Named(torch.nn.Module):
+        """The network with a name for its input; what leads not to its logits is not traced."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -96,7 +95,8 @@ def trace(
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             with KeepLocalResponseNorm():
-                return main_logits(self.module(input))
+                logits: torch.Tensor = self.module(input)
+                return logits
 
     # torch.export takes an example size of 1 as a constant, so a dynamic batch is shown as 2.
     count = 1 if batch == 1 else 2
@@ -105,7 +105,7 @@ def trace(
     with _quiet():
         try:
             program = torch.onnx.export(
-                MainLogits().eval(),
+                Named().eval(),
                 (example,),
                 dynamo=True,
                 opset_version=_TRACE_OPSET,
@@ -155,7 +155,7 @@ def write(
     Args:
         graph: From `trace`, without batch norms (see `fold.fold`); it is changed.
         model: The model that was traced.
-        examples: Real preprocessed pictures, float32 of shape (N, 3, H, W).
+        examples: Real preprocessed pictures, float32 of shape (N, planes, H, W).
         out: The file to write, atomically; two runs write the same bytes.
         batch: As it was traced.
 

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def call_factory(spec: str) -> nn.Module:
+def call_factory(spec: str) -> nn.Module | Mapping[str, Any]:
     """Import what a `package.module:name` names, from the current folder or what is installed.
 
     Returns:
-        The network itself, or what the function of that name returns.
+        The network, or a mapping: a state dict, or a checkpoint as it would stand in a file.
 
     Raises:
-        ModelError: It cannot be imported, fails, or gives no network.
+        ModelError: It cannot be imported, fails, ends Python, or gives something else.
     """
     from torch import nn
 
@@ -41,6 +41,8 @@ def call_factory(spec: str) -> nn.Module:
                 f"{spec}: there is no module {error.name}. Run from the folder that holds it, or "
                 "install it."
             ) from error
+        except SystemExit as error:
+            raise _ends(spec, f"importing {module_name}", error) from error
         except Exception as error:
             raise ModelError(
                 f"{spec}: importing {module_name} fails with {type(error).__name__}: {error}"
@@ -51,7 +53,7 @@ def call_factory(spec: str) -> nn.Module:
                 hint = f" Did you mean {close[0]}?" if close else ""
                 raise ModelError(f"{spec}: {module_name} has no {attribute}.{hint}")
             value = getattr(value, part)
-        if isinstance(value, nn.Module):
+        if isinstance(value, (nn.Module, Mapping)):
             return value
         if not callable(value):
             raise ModelError(
@@ -59,15 +61,25 @@ def call_factory(spec: str) -> nn.Module:
             )
         try:
             built = value()
+        except SystemExit as error:
+            raise _ends(spec, f"calling {attribute}()", error) from error
         except Exception as error:
             raise ModelError(
                 f"{spec}: calling {attribute}() fails with {type(error).__name__}: {error}"
             ) from error
-    if not isinstance(built, nn.Module):
+    if not isinstance(built, (nn.Module, Mapping)):
         raise ModelError(
-            f"{spec} returns a {type(built).__name__}. Return a torch.nn.Module with its weights."
+            f"{spec} returns a {type(built).__name__}. Return a torch.nn.Module with its weights, "
+            "or a state dict."
         )
     return built
+
+
+def _ends(spec: str, doing: str, error: SystemExit) -> ModelError:
+    return ModelError(
+        f"{spec}: {doing} ends Python (sys.exit({error.code!r})). Name a function that only builds "
+        "the network, without reading a command line."
+    )
 
 
 @contextlib.contextmanager

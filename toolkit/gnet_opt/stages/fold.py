@@ -37,7 +37,7 @@ def fold(graph: ir.Model, examples: FloatArray) -> dict[str, Any]:
 
     Args:
         graph: From `export.trace`.
-        examples: Real preprocessed pictures, float32 of shape (N, 3, H, W).
+        examples: Real preprocessed pictures, float32 of shape (N, planes, H, W).
 
     Returns:
         The facts: batch norms found, folded and rewritten, the largest |difference| of a logit

@@ -7,9 +7,9 @@ keys; nothing is loaded halfway.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnet_opt.cards import ModelCard
 from gnet_opt.errors import ConfigError, ModelError, require
@@ -17,40 +17,29 @@ from gnet_opt.files import sha256_file
 from gnet_opt.model import Model
 from gnet_opt.paths import demo_card
 from gnet_opt.preprocess import IMAGENET, Preprocess
-from gnet_opt.stages.build import build_caffe, build_googlenet, known_names, recognise
+from gnet_opt.stages.build import build
 from gnet_opt.stages.checkpoint import (
+    Checkpoint,
     close_names,
     essential_names,
     existing_file,
     fit,
     hash_tensors,
     read_state_dict,
+    state_dict_of,
 )
 from gnet_opt.stages.factory import call_factory
-from gnet_opt.stages.settle import ASSUMED_IMAGENET, Loaded, architecture_of, take
+from gnet_opt.stages.families import FAMILIES, Family, architecture_of, known_names, recognise
+from gnet_opt.stages.settle import Loaded, take
 
 if TYPE_CHECKING:
     from torch import nn
-
-CAFFE = Preprocess(channels="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
-"""What the Caffe model zoo's GoogLeNet was trained with: BGR minus the mean pixel."""
-
-_PUBLISHED_HASH = "1378be20"
-"""How the SHA-256 of torchvision's published googlenet-1378be20.pth starts."""
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 _ASSUMED_NO_TRANSFORM = (
     "The weights are not torchvision's published file, so transform_input is taken to be off; "
     "a model card can say otherwise."
-)
-_RECOGNISED = (
-    "No preprocess was given: the weights are torchvision's published file, so ImageNet mean and "
-    "standard deviation, followed by transform_input, are used."
-)
-_ASSUMED_CAFFE = (
-    "No preprocess was given: the Caffe model zoo's (BGR minus 104, 117, 123) is assumed; a model "
-    "card can say otherwise."
 )
 
 
@@ -62,8 +51,8 @@ def load(
     Args:
         spec: None for the embedded demo model; the word `torchvision` for torchvision's ImageNet
             weights, which torchvision downloads; a model card `.toml`; a state dict `.pth`,
-            `.pt` or `.safetensors` with the names of torchvision's GoogLeNet or of the Caffe
-            original; or `package.module:factory` for any `nn.Module`.
+            `.pt` or `.safetensors` with the names of a network in `families.FAMILIES`; or
+            `package.module:factory` for any `nn.Module`, or for such a state dict.
         card: A model card that describes `spec` where that is not a card itself: name, labels,
             classes and preprocess. The card's own `weights` are not read then.
         weights: Which weights to take of a checkpoint that has several, such as `ema`; it goes
@@ -108,12 +97,12 @@ def from_module(
     """Take a network from memory. The caller's module is copied, not changed.
 
     Args:
-        module: Any image classifier: (N, 3, H, W) in, logits (N, classes) out, or a tuple, list
-            or dict with them. Its `transform_input`, where it has one, is folded into the
-            preprocess.
+        module: Any image classifier: (N, channels, H, W) in, logits (N, classes) out, or a tuple,
+            list, dict or object that holds them. Its `transform_input`, or a normalisation that it
+            begins with, is folded into the preprocess.
         name: A short name; the class name where none is given.
-        preprocess: What `module` expects as its input (before its own `transform_input`);
-            ImageNet's where none is given.
+        preprocess: What `module` expects as its input (before its own `transform_input` or
+            normalisation); where none is given, that of its family, or ImageNet's.
         labels: Class names by index.
 
     Raises:
@@ -178,81 +167,97 @@ def _load_torchvision(card: ModelCard | None) -> Model:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     sha256 = sha256_file(cached) if cached.is_file() else hash_tensors(state)
     where = "torchvision's GoogLeNet weights"
-    module, notes = build_googlenet(where, state)
+    built = build(where, state, "googlenet")
     # The transform belongs to these weights, unless a card describes their input otherwise.
-    module.transform_input = card is None or card.preprocess is None or card.transform_input
+    built.module.transform_input = card is None or card.preprocess is None or card.transform_input
     loaded = Loaded(
-        module=module,
+        module=built.module,
         where=where,
         name="torchvision-googlenet",
         architecture="googlenet",
         sha256=sha256,
         source=f"torchvision GoogLeNet_Weights.IMAGENET1K_V1, {weights.url}",
-        assumptions=notes,
-        classes=module.fc.out_features,
+        assumptions=built.notes,
     )
-    return take(loaded, preprocess=IMAGENET, labels=_published_labels(), card=card)
+    return take(loaded, preprocess=IMAGENET, labels=FAMILIES["googlenet"].labels(), card=card)
 
 
 def _load_checkpoint(path: Path, card: ModelCard | None, choice: str | None) -> Model:
     file = read_state_dict(path, known_names(), choice=_chosen(card, choice))
-    tensors = file.tensors
-    architecture = recognise(str(path), tensors) if card is None else card.architecture
-    sha256 = sha256_file(path)
-    published = sha256.startswith(_PUBLISHED_HASH)
-    labels: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    module: Any
-    if architecture == "googlenet-caffe":
-        module = build_caffe(str(path), tensors)
-        classes = module.classifier.out_features
-        default, assumed = CAFFE, _ASSUMED_CAFFE
-    elif architecture == "googlenet":
-        module, notes = build_googlenet(str(path), tensors)
-        classes = module.fc.out_features
-        default, assumed = IMAGENET, ASSUMED_IMAGENET
+    return _load_tensors(
+        file, card, where=str(path), name=path.stem, sha256=sha256_file(path), source=path.name
+    )
+
+
+def _load_tensors(
+    file: Checkpoint,
+    card: ModelCard | None,
+    *,
+    where: str,
+    name: str,
+    source: str,
+    sha256: str | None = None,
+) -> Model:
+    """Build the network of the family that weights belong to, and settle the rest."""
+    architecture = recognise(where, file.tensors) if card is None else card.architecture
+    if architecture == "module":
+        raise ModelError(
+            f"{where} is a state dict, and {card.path if card else 'its card'} says architecture "
+            "'module', whose factory builds the network. Pass the card itself, or name the "
+            f"network whose weights these are: {', '.join(FAMILIES)}."
+        )
+    family = FAMILIES[architecture]
+    built = build(where, file.tensors, architecture, card)
+    notes = file.notes + built.notes
+    published = bool(family.published) and (sha256 or "").startswith(family.published)
+    if architecture in ("googlenet", "inception-v3"):
         undescribed = card is None or card.preprocess is None
-        module.transform_input = (published and undescribed) or (
+        built.module.transform_input = (published and undescribed) or (
             card is not None and card.transform_input
         )
         if file.transform_input is not None and undescribed:
-            module.transform_input = file.transform_input
-        if published:
-            labels, assumed = _published_labels(), _RECOGNISED
-        elif card is None and file.transform_input is None:
+            built.module.transform_input = file.transform_input
+        elif card is None and not published and built.planes == 3:
             notes += (_ASSUMED_NO_TRANSFORM,)
-    else:
-        raise ModelError(
-            f"{path} is a state dict, and {card.path if card else 'its card'} says architecture "
-            "'module'. Pass the card itself, so that its factory builds the network."
-        )
     loaded = Loaded(
-        module=module,
-        where=str(path),
-        name=path.stem,
+        module=built.module,
+        where=where,
+        name=name,
         architecture=architecture,
         sha256=sha256,
-        source=f"the file {path.name}",
-        assumptions=file.notes + notes,
-        classes=classes,
+        source=f"the file {source}" if sha256 else source,
+        assumptions=notes,
+        planes=built.planes,
+        recognised=_recognised(family) if published else "",
     )
-    return take(loaded, labels=labels, card=card, default=default, assumed=assumed)
+    return take(loaded, labels=family.labels() if published else (), card=card)
+
+
+def _recognised(family: Family) -> str:
+    size = family.preprocess.crop
+    return (
+        "No preprocess was given: the weights are torchvision's published file, so "
+        f"{'' if size == IMAGENET.crop else f'{size} pixels, '}ImageNet mean and standard "
+        "deviation, followed by transform_input, are used."
+    )
 
 
 def _chosen(card: ModelCard | None, choice: str | None) -> str | None:
     return choice if choice is not None or card is None else card.weights_key
 
 
-def _published_labels() -> tuple[str, ...]:
-    from torchvision.models import GoogLeNet_Weights
-
-    return tuple(GoogLeNet_Weights.IMAGENET1K_V1.meta["categories"])
-
-
 def _load_factory(
     spec: str, card: ModelCard | None, weights: Path | None = None, choice: str | None = None
 ) -> Model:
     module = call_factory(spec)
+    if isinstance(module, Mapping):
+        file = state_dict_of(spec, module, known_names(), choice=_chosen(card, choice))
+        return _load_tensors(file, card, where=spec, name=spec.rsplit(":", 1)[-1], source=spec)
+    if card is not None and card.factory == spec and card.architecture != "module":
+        raise ModelError(
+            f"{card.path}: {spec} returns a network, so it is not built here. Write "
+            'architecture = "module".'
+        )
     sha256 = None
     notes: tuple[str, ...] = ()
     if weights is not None:

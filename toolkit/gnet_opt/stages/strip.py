@@ -27,7 +27,7 @@ def strip(model: Model, examples: FloatArray) -> tuple[Model, dict[str, Any]]:
 
     Args:
         model: The model; it is not changed.
-        examples: Real preprocessed pictures, float32 of shape (N, 3, H, W).
+        examples: Real preprocessed pictures, float32 of shape (N, planes, H, W).
 
     Returns:
         The stripped model, and the facts: parameters before, after and removed, bytes removed

@@ -35,6 +35,9 @@ def save(path: Path, content: Any, **options: Any) -> Path:
     return path
 
 
+KNOWN = {"it": STATE}
+
+
 def assert_is_state(read: Mapping[str, torch.Tensor]) -> None:
     assert set(read) == set(STATE)
     for name, tensor in STATE.items():
@@ -45,12 +48,12 @@ def assert_is_state(read: Mapping[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_are_read(tmp_path: Path, suffix: str, zipped: bool) -> None:
     path = save(tmp_path / f"a{suffix}", STATE, _use_new_zipfile_serialization=zipped)
-    assert_is_state(read_state_dict(path).tensors)
+    assert_is_state(read_state_dict(path, KNOWN).tensors)
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors")
-    assert_is_state(read_state_dict(tmp_path / "a.safetensors").tensors)
+    assert_is_state(read_state_dict(tmp_path / "a.safetensors", KNOWN).tensors)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +70,20 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_wrapping_keys_are_opened(tmp_path: Path, wrapped: Any) -> None:
-    assert_is_state(read_state_dict(save(tmp_path / "a.pth", wrapped)).tensors)
+    assert_is_state(read_state_dict(save(tmp_path / "a.pth", wrapped), KNOWN).tensors)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
 def test_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
     prefixed = {prefix + name: tensor for name, tensor in STATE.items()}
-    assert_is_state(read_state_dict(save(tmp_path / "a.pth", prefixed)).tensors)
+    assert_is_state(read_state_dict(save(tmp_path / "a.pth", prefixed), KNOWN).tensors)
 
 
 def test_an_averaged_model_is_read(tmp_path: Path) -> None:
     averaged = {"n_averaged": torch.tensor(7), "module.conv.weight": STATE["conv.weight"]}
-    assert list(read_state_dict(save(tmp_path / "a.pth", averaged)).tensors) == ["conv.weight"]
+    assert list(
+        read_state_dict(save(tmp_path / "a.pth", averaged), {"it": ["conv.weight"]}).tensors
+    ) == ["conv.weight"]
 
 
 def test_a_prefix_that_the_network_has_stays(tmp_path: Path) -> None:

@@ -127,14 +127,12 @@ def test_missing_and_surplus_keys_are_named(tmp_path: Path, state: State) -> Non
     )
 
 
-def test_a_weight_of_the_loss_is_named_behind_a_prefix(tmp_path: Path, state: State) -> None:
-    wrong = {f"model.{name}": value for name, value in state.items()}
-    wrong["criterion.weight"] = torch.ones(10)
-    path = save(tmp_path / "a.ckpt", {"state_dict": wrong})
-    with pytest.raises(
-        ModelError, match=r"a\.ckpt does not fit .* Keys not known: 1 \(criterion\.weight\)\."
-    ):
-        load(path)
+def test_a_weight_of_the_loss_is_left_out(tmp_path: Path, state: State) -> None:
+    beside = {f"model.{name}": value for name, value in state.items()}
+    beside["criterion.weight"] = torch.ones(10)
+    model = load(save(tmp_path / "a.ckpt", {"state_dict": beside}))
+    assert torch.equal(model.module.fc.weight, state["fc.weight"])
+    assert "Left out: 1 tensor beside the network model (criterion 1)." in model.assumptions
 
 
 def test_wrong_shapes_are_named(tmp_path: Path, state: State) -> None:

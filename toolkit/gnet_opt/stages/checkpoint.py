@@ -1,55 +1,33 @@
 """Read the weights in a checkpoint file, safely, and load them into a network, all or none.
 
-A checkpoint is never unpickled freely: `torch.load` runs with `weights_only=True`, which refuses
-everything that could execute code.
+What kind of file it is, is told by `stages/file_kind.py`; `stages/unpickle.py` reads the pickles
+of torch, of which nothing is run, and `stages/weights.py` finds the network in what was read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import io
-import warnings
-import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
+from gnet_opt.stages.file_kind import SUFFIXES, kind_of, shown, unreadable
+from gnet_opt.stages.unpickle import read_torch, refuse_pickle
+from gnet_opt.stages.weights import Found, find_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 _SHOWN = 3
 _NONE: Mapping[Any, Collection[str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What a checkpoint file says about one network.
-
-    Attributes:
-        tensors: The weights by the network's own names, without wrappers and prefixes.
-        notes: What was chosen, computed or left out while reading, in sentences for the user.
-        transform_input: Whether the network applies torchvision's `transform_input`; None where
-            the file does not say, which only a whole pickled network does.
-    """
-
-    tensors: Mapping[str, Tensor]
-    notes: tuple[str, ...] = ()
-    transform_input: bool | None = None
-
-
 def read_state_dict(
     path: Path, known: Mapping[Any, Collection[str]] = _NONE, *, choice: str | None = None
-) -> Checkpoint:
+) -> Found:
     """Read the weights of one network in a checkpoint, by the network's own names.
 
     Args:
@@ -61,19 +39,12 @@ def read_state_dict(
     Raises:
         ModelError: The file is missing, truncated, unsafe to unpickle, or holds no tensors.
     """
-    names = [name for network in known.values() for name in network]
     path = existing_file(path)
-    if path.suffix == ".onnx":
-        raise ModelError(
-            f"{path} is an ONNX file. Pass the PyTorch checkpoint that it was exported from."
-        )
-    if path.suffix not in _SUFFIXES:
-        raise ModelError(
-            f"{path} is not a checkpoint that is known. Pass {', '.join(_SUFFIXES)}, a model card "
-            ".toml, or package.module:factory."
-        )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return Checkpoint(tensors=_without_prefixes(_unwrap(path, content), names))
+    kind = kind_of(path)
+    if kind == "pickle":
+        raise refuse_pickle(path)
+    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    return find_weights(path, content, known, choice)
 
 
 def state_dict_of(
@@ -95,13 +66,13 @@ def existing_file(path: Path) -> Path:
         ModelError: There is nothing, or a folder; the message suggests what was meant.
     """
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in (*_SUFFIXES, ".toml"))
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (*SUFFIXES, ".toml"))
         hint = f" It holds {', '.join(inside[:_SHOWN])}." if inside else ""
         raise ModelError(f"{path} is a folder. Pass a checkpoint or a model card.{hint}")
     if not path.exists():
         raise ModelError(
             f"{path} does not exist.{close_names(path)} MODEL is a checkpoint "
-            f"({', '.join(_SUFFIXES)}), a model card .toml, package.module:factory, or the word "
+            f"({', '.join(SUFFIXES)}), a model card .toml, package.module:factory, or the word "
             "torchvision."
         )
     return path
@@ -111,7 +82,7 @@ def close_names(path: Path) -> str:
     """A sentence with the files beside `path` that are spelled alike, or nothing."""
     if not path.parent.is_dir():
         return f" There is no folder {path.parent} either."
-    known = [p.name for p in path.parent.iterdir() if p.suffix in (*_SUFFIXES, ".toml")]
+    known = [p.name for p in path.parent.iterdir() if p.suffix.lower() in (*SUFFIXES, ".toml")]
     if path.parent == Path():
         known.append("torchvision")
     close = difflib.get_close_matches(path.name, known, n=_SHOWN)
@@ -126,129 +97,10 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         tensors: dict[str, Any] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read as safetensors ({error}). It may be truncated: compare its "
-            "size with the original and copy it again."
-        ) from error
+    # TypeError: a shape beyond 64 bits.
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise unreadable(path, str(error), "safetensors") from error
     return tensors
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    import argparse
-    import pickle
-
-    import torch
-
-    zipped = zipfile.is_zipfile(path)
-    try:
-        # torchvision's training script saves its arguments beside the weights. A Namespace
-        # only holds attributes, so reading one runs nothing.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        unsafe = _unsafe_globals(path)
-        if any(name.startswith(("torch.nn.modules.", "torchvision.models.")) for name in unsafe):
-            raise ModelError(
-                f"{path} holds a whole pickled network, and reading one means running code from "
-                "the file; nothing of it was run. Save the weights alone, with "
-                "torch.save(model.state_dict(), ...), and pass that file."
-            ) from error
-        if unsafe:
-            raise ModelError(
-                f"{path} asks for {', '.join(unsafe[:_SHOWN])} to be run or built while it is "
-                "read. That is not needed for weights and can be an attack; nothing of it was "
-                "run. Get the weights from a source you trust, saved with "
-                "torch.save(model.state_dict(), ...), or as .safetensors."
-            ) from error
-        raise _unreadable(path, error) from error
-    except Exception as error:
-        # A broken file fails in as many ways as there are places to break it.
-        if "TorchScript" in str(error):
-            raise ModelError(
-                f"{path} is a TorchScript archive. Save the weights alone, with "
-                "torch.save(model.state_dict(), ...), and pass that file."
-            ) from error
-        raise _unreadable(path, error) from error
-    if not isinstance(content, Mapping):
-        raise ModelError(
-            f"{path} holds a {type(content).__name__}, not a state dict. Save the weights with "
-            "torch.save(model.state_dict(), ...)."
-        )
-    return content
-
-
-def _unreadable(path: Path, error: Exception) -> ModelError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(
-        f"{path} cannot be read as a PyTorch checkpoint ({first}). It may be truncated: compare "
-        "its size with the original and copy it again."
-    )
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    """The names that the pickle wants beyond plain tensors, read without running it."""
-    import pickletools
-
-    import torch
-
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, RuntimeError):
-        pass  # Not torch's zip format; look at the raw pickle below.
-    names: list[str] = []
-    strings: list[str] = []
-    content = io.BytesIO(path.read_bytes())
-    # The old format is several pickles in a row; what comes after them is raw bytes, which ends
-    # the loop as an error.
-    with contextlib.suppress(ValueError):
-        while content.tell() < len(content.getbuffer()):
-            for opcode, argument, _ in pickletools.genops(content):
-                if opcode.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    names.append(".".join(strings[-2:]))
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    plain = ("collections.OrderedDict", "torch._utils.")
-    return sorted({name for name in names if not name.startswith(plain)})
-
-
-def _unwrap(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    from torch import Tensor
-
-    inner: Mapping[str, Any] | None = content
-    while inner is not None:
-        content = inner
-        inner = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        keys = ", ".join(map(str, list(content)[:_SHOWN])) or "none"
-        raise ModelError(
-            f"{path} holds no weights (its keys: {keys}). Save the state dict of the network, "
-            "with torch.save(model.state_dict(), ...)."
-        )
-    return tensors
-
-
-def _without_prefixes(tensors: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    # torch.optim.swa_utils.AveragedModel counts beside its `module.`.
-    tensors = {key: value for key, value in tensors.items() if key != "n_averaged"}
-    for prefix in _leading_prefixes(tensors, names):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def _leading_prefixes(keys: Collection[str], names: Collection[str]) -> Iterator[str]:
-    rest = list(keys)
-    while not any(key in names for key in rest):
-        half = len(rest) / 2
-        prefix = next((p for p in _PREFIXES if sum(k.startswith(p) for k in rest) > half), "")
-        if not prefix:
-            return
-        yield prefix
-        rest = [key.removeprefix(prefix) for key in rest]
 
 
 def fit(
@@ -333,8 +185,8 @@ def check_values(where: str, tensors: Mapping[str, Tensor]) -> None:
 
 def first_names(names: Sequence[str]) -> str:
     """The first few of many, for a message."""
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown or "none"
+    listed = ", ".join(shown(name) for name in names[:_SHOWN])
+    return f"{listed}, ..." if len(names) > _SHOWN else listed or "none"
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -4,170 +4,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from gnet_opt.errors import CalibrationError
 from gnet_opt.images import ImageSet, check_disjoint
-
-
-def draw(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (9, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def in_folders(root: Path) -> Path:
-    for index, name in enumerate(["cat/b.png", "cat/a.png", "ant/z.png", "dog/m.png"]):
-        draw(root / name, index)
-    return root
-
-
-def in_table(root: Path, text: str, files: int = 3) -> Path:
-    for index in range(files):
-        draw(root / f"{index}.png", index)
-    (root / "labels.csv").write_bytes(text.encode())
-    return root
-
-
-def names(images: ImageSet) -> list[str]:
-    return [path.name for path in images.files]
+from image_sets import draw, in_table
 
 
 def numbered(count: int, labelled: bool = True) -> ImageSet:
     files = tuple(Path(f"{index}.png") for index in range(count))
     labels = tuple(index * 10 for index in range(count)) if labelled else None
     return ImageSet(name="numbered", files=files, labels=labels)
-
-
-def test_one_folder_a_class_in_name_order(tmp_path: Path) -> None:
-    images = ImageSet.open(in_folders(tmp_path / "set"))
-    assert names(images) == ["z.png", "a.png", "b.png", "m.png"]
-    assert images.labels == (0, 1, 1, 2)
-    assert images.classes == ("ant", "cat", "dog")
-    assert images.name == "set"
-
-
-def test_one_folder_a_class_in_the_order_of_the_model(tmp_path: Path) -> None:
-    images = ImageSet.open(in_folders(tmp_path), classes=["dog", "bee", "cat", "ant"])
-    assert images.labels == (3, 2, 2, 0)
-    assert images.classes == ("dog", "bee", "cat", "ant")
-
-
-def test_classes_txt_gives_the_order_of_the_folders(tmp_path: Path) -> None:
-    in_folders(tmp_path)
-    (tmp_path / "classes.txt").write_bytes(b"dog\r\ncat\r\n\r\nant\r\n")
-    images = ImageSet.open(tmp_path, classes=["other", "names"])
-    assert images.labels == (2, 1, 1, 0)
-
-
-def test_an_empty_class_folder_keeps_its_index(tmp_path: Path) -> None:
-    in_folders(tmp_path)
-    (tmp_path / "bee").mkdir()
-    draw(tmp_path / ".thumbnails" / "x.png", 9)
-    images = ImageSet.open(tmp_path)
-    assert images.classes == ("ant", "bee", "cat", "dog")
-    assert images.labels == (0, 2, 2, 3)
-
-
-def test_labels_by_index_in_the_order_of_the_table(tmp_path: Path) -> None:
-    images = ImageSet.open(in_table(tmp_path, "file,label\n2.png,7\n0.png, 1\n"))
-    assert names(images) == ["2.png", "0.png"]
-    assert images.labels == (7, 1)
-    assert images.classes == ()
-
-
-def test_labels_by_name_of_the_models_classes(tmp_path: Path) -> None:
-    in_table(tmp_path, "label,file,note\nnut,0.png,x\nbolt,1.png,y\n")
-    assert ImageSet.open(tmp_path, classes=["bolt", "gear", "nut"]).labels == (2, 0)
-
-
-def test_labels_by_name_of_classes_txt(tmp_path: Path) -> None:
-    in_table(tmp_path, "file,label\n0.png,nut\n1.png,bolt\n")
-    (tmp_path / "classes.txt").write_text("nut\nbolt\n")
-    images = ImageSet.open(tmp_path, classes=["bolt", "nut"])
-    assert images.labels == (1, 0)  # the model's indices, whatever the set's own order is
-    assert images.classes == ("bolt", "nut")
-    assert ImageSet.open(tmp_path).labels == (0, 1)
-
-
-def test_indices_of_classes_txt_become_the_models(tmp_path: Path) -> None:
-    in_table(tmp_path, "file,label\n0.png,0\n1.png,1\n")
-    (tmp_path / "classes.txt").write_text("nut\nbolt\n")
-    assert ImageSet.open(tmp_path, classes=["bolt", "nut"]).labels == (1, 0)
-
-
-def test_a_misspelt_class_folder_does_not_exchange_classes(tmp_path: Path) -> None:
-    for name in ("bolts", "nut"):
-        (tmp_path / name).mkdir()
-        draw(tmp_path / name / "0.png", 0)
-    with pytest.raises(CalibrationError) as caught:
-        ImageSet.open(tmp_path, classes=["nut", "bolt"])
-    assert str(caught.value) == (
-        f"{tmp_path} names bolts, which the model does not know, beside classes that it does. "
-        "The model's classes are nut, bolt."
-    )
-
-
-def test_a_table_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
-    text = '\ufefffile,label\r\n0.png,"nut, hex"\r\n'
-    images = ImageSet.open(in_table(tmp_path, text), classes=["nut, hex"])
-    assert images.labels == (0,)
-
-
-def test_a_plain_folder_has_no_labels(tmp_path: Path) -> None:
-    for index, name in enumerate(["b.JPG", "a.webp", ".hidden.png"]):
-        draw(tmp_path / name, index)
-    (tmp_path / "README.txt").write_text("not a picture")
-    images = ImageSet.open(tmp_path)
-    assert names(images) == ["a.webp", "b.JPG"]
-    assert images.labels is None
-    assert len(images) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "{table} needs a header with the columns file and label."),
-        ("0.png,1\n", "{table} needs a header with the columns file and label."),
-        ("file,label\n", "{table} lists no picture. Add rows file,label."),
-        (
-            "file,label\n0.png,1\nnone.png,1\n",
-            "{table}, line 3: {folder}/none.png does not exist. Correct the column file.",
-        ),
-        (
-            "file,label\n0.png,gnat\n",
-            "{table}, line 2: the label 'gnat' is neither a class index nor a known class name.",
-        ),
-        (
-            "file,label\n0.png\n",
-            "{table}, line 2: the label '' is neither a class index nor a known class name.",
-        ),
-        (
-            "file,label\n0.png,1.5\n",
-            "{table}, line 2: the label '1.5' is neither a class index nor a known class name.",
-        ),
-    ],
-)
-def test_a_bad_table_is_named_with_the_line(tmp_path: Path, text: str, message: str) -> None:
-    in_table(tmp_path, text)
-    with pytest.raises(CalibrationError) as caught:
-        ImageSet.open(tmp_path, classes=["ant"])
-    assert str(caught.value) == message.format(table=tmp_path / "labels.csv", folder=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["labels.csv", "classes.txt"])
-def test_text_of_another_encoding_is_named(tmp_path: Path, name: str) -> None:
-    draw(tmp_path / "0.png", 0)
-    (tmp_path / "labels.csv").write_text("file,label\n0.png,0\n")
-    (tmp_path / name).write_bytes("file,label\n0.png,Schlüssel\n".encode("latin-1"))
-    with pytest.raises(CalibrationError) as caught:
-        ImageSet.open(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / name} cannot be read as UTF-8 text: ")
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("a file")])
@@ -178,16 +27,6 @@ def test_what_is_no_folder(tmp_path: Path, make: Callable[[Path], None]) -> None
     assert str(caught.value) == (
         f"{tmp_path / 'set'} is not a folder. Pass a folder of pictures (ImageFolder layout, "
         "labels.csv, or plain)."
-    )
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    (tmp_path / "empty class").mkdir()
-    with pytest.raises(CalibrationError) as caught:
-        ImageSet.open(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path} holds no picture (.bmp, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp). "
-        "Pass a folder of pictures."
     )
 
 
@@ -313,3 +152,72 @@ def test_varied_images_without_labels_are_from_all_over_the_set(
 def test_another_seed_chooses_other_images() -> None:
     for images in (numbered(100, labelled=False), labelled(*[i // 10 for i in range(100)])):
         assert images.varied(8, 0) != images.varied(8, 1)
+
+
+@pytest.mark.parametrize("folder", ["", Path("missing")])
+def test_no_path_and_a_wrong_one(folder: str | Path) -> None:
+    said = "The path of an image set is empty" if folder == "" else "missing is not a folder"
+    with pytest.raises(CalibrationError, match=said):
+        ImageSet.open(folder)
+
+
+def test_labels_that_count_from_one() -> None:
+    images = ImageSet(name="x", files=(Path("a"), Path("b"), Path("c")), labels=(2, 1, 3))
+    with pytest.raises(CalibrationError) as caught:
+        images.check_labels(3)
+    assert str(caught.value) == (
+        "The labels of x are 1 to 3, but the model counts its classes from 0 to 2. Subtract 1 from "
+        "each label, or write class names."
+    )
+    images.check_labels(4)
+
+
+def test_a_picture_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    for name, seed in {
+        "a/1.png": 1,
+        "a/2.png": 2,
+        "b/1.png": 1,
+        "b/3.png": 2,
+        "b/4.png": 2,
+    }.items():
+        draw(tmp_path / name, seed)
+    images = ImageSet.open(tmp_path)
+    assert images.remarks() == (
+        f"3 of 5 pictures of {tmp_path.name} are copies of others in it, for example "
+        f"{tmp_path / 'b' / '1.png'} of {tmp_path / 'a' / '1.png'}; 3 of them have another label "
+        "there. Each counts as often as it is there.",
+    )
+    assert images.take([0, 1]).remarks() == ()
+    (note,) = images.take([3, 4]).remarks()
+    assert "label" not in note
+
+
+def test_no_file_is_hashed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gnet_opt import images as module
+
+    for number in range(6):
+        draw(tmp_path / f"{number}.png", number)
+    hashed: list[Path] = []
+    real = module.sha256_file
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(module, "sha256_file", count)
+    images = ImageSet.open(tmp_path)
+    sample = images.sample(3, 0)
+    assert sample.remarks() == images.spread(4).remarks() == images.remarks() == ()
+    assert len(sample.digest) == len(images.digest)
+    assert sorted(hashed) == sorted(images.files)
+
+
+def test_remarks_on_names_that_are_not_the_models(tmp_path: Path) -> None:
+    for index, name in enumerate(["a", "b"]):
+        draw(tmp_path / name / "1.png", index)
+    images = ImageSet.open(tmp_path, classes=["ant", "bee"])
+    assert images.remarks(["ant", "bee"]) == (
+        f"{tmp_path.name} names its classes (a, ...) unlike the model (ant, ...): they are taken "
+        "in order.",
+    )
+    assert images.remarks() == ()

@@ -84,8 +84,8 @@ def optimize(
         loaded,
         targets.find(target),
         Path(output),
-        calibration=ImageSet.open(Path(calibration), classes=loaded.labels),
-        evaluation=ImageSet.open(Path(evaluation), classes=loaded.labels) if evaluation else None,
+        calibration=ImageSet.open(calibration, classes=loaded.labels),
+        evaluation=None if evaluation is None else ImageSet.open(evaluation, classes=loaded.labels),
         golden_images=planning.golden_images(golden),
         options=planning.Options(**options),
     )

@@ -102,10 +102,11 @@ def bench(
         plan = replace(plan, threads=len(plan.constraint.cpus))
     with tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as scratch:
         candidates = _candidates(folders, backend_names, Path(scratch), progress)
-        entries = [
+        found = [
             _entry(candidate, images, Path(scratch) / f"pictures-{index}")
             for index, candidate in enumerate(candidates)
         ]
+        entries = [entry for entry, _ in found]
         start = HostState.read()
         measured = session.measure(entries, plan, progress)
         end = HostState.read()
@@ -118,13 +119,13 @@ def bench(
         subjects = [
             SubjectResult(
                 identity=_identity(candidate, plan),
-                measured=found,
-                notes=tuple(filter(None, [*_notes(candidate, entry, plan), note])),
+                measured=figures,
+                notes=tuple(filter(None, [*of_set, *_notes(candidate, entry, plan), note])),
                 profile=profile,
                 sweep=session.sweep(entry, plan, progress) if sweep else None,
             )
-            for candidate, entry, found, (profile, note) in zip(
-                candidates, entries, measured, profiles, strict=True
+            for candidate, (entry, of_set), figures, (profile, note) in zip(
+                candidates, found, measured, profiles, strict=True
             )
         ]
     return Results(
@@ -264,9 +265,12 @@ def _with_different_names(candidates: list[_Candidate]) -> list[_Candidate]:
     return [replace(one, name=name) for one, name in zip(candidates, names, strict=True)]
 
 
-def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
-    """A candidate with its golden pictures, and picture files to go from end to end."""
+def _entry(
+    candidate: _Candidate, images: Path | None, folder: Path
+) -> tuple[Entry, tuple[str, ...]]:
+    """A candidate with its golden pictures and picture files to go from end to end, and notes."""
     bundle = candidate.bundle
+    notes: tuple[str, ...] = ()
     golden = Golden.read(bundle.path("golden"))
     if images is None:
         files, form = _as_files(golden.pixels, folder)
@@ -275,10 +279,10 @@ def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
     else:
         chosen = ImageSet.open(images, classes=bundle.manifest["labels"]).spread(_PICTURES)
         chosen.check_readable()
-        files, source = chosen.files, f"pictures of {chosen.name}"
+        files, source, notes = chosen.files, f"pictures of {chosen.name}", chosen.notes
     export = bundle.manifest["facts"].get("export")
     dynamic = isinstance(export, dict) and export.get("batch") == "dynamic"
-    return Entry(
+    entry = Entry(
         subject=Subject(name=candidate.name, artifact=candidate.artifact, resolve=_RESOLVE),
         pictures=bundle.preprocess.tensor(golden.pixels),
         preprocess=bundle.preprocess,
@@ -286,6 +290,7 @@ def _entry(candidate: _Candidate, images: Path | None, folder: Path) -> Entry:
         source=source,
         batch=QUERY if dynamic else 1,
     )
+    return entry, notes
 
 
 def _as_files(pictures: PixelArray, folder: Path) -> tuple[tuple[Path, ...], str]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from gnet_opt.errors import CalibrationError
+from gnet_opt import image_folder, labels_csv, texts
+from gnet_opt.errors import CalibrationError, listed, shown
 from gnet_opt.files import is_file, sha256_file, sha256_text
 from gnet_opt.pictures import open_picture
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+_TABLE = "labels.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,25 +27,30 @@ class ImageSet:
         files: The picture files.
         labels: The class index of each file, or None for a set without labels.
         classes: Class names by index where folders or a `classes.txt` name them, else empty.
+        notes: What a user is to know of how the set was read: what was passed over, and what was
+            taken otherwise than it is written.
+        known_hashes: SHA-256 by file, as far as they were computed; subsets share it.
     """
 
     name: str
     files: tuple[Path, ...]
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    known_hashes: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
 
     @classmethod
-    def open(cls, folder: Path, *, classes: Sequence[str] = ()) -> ImageSet:
+    def open(cls, folder: Path | str, *, classes: Sequence[str] = ()) -> ImageSet:
         """Read an image set from a folder.
 
-        Three layouts are known: `labels.csv` with the columns `file,label` beside the pictures
-        (a label is a class index, or a class name where `classes` or `classes.txt` lists the
-        names); ImageFolder, one folder a class; and a plain folder of pictures without labels.
-        Where the set's own names (its folders, or `classes.txt`) are the model's, they get the
-        model's indices; where they have nothing in common, they are numbered in their own order.
+        Three layouts are known: `labels.csv` beside the pictures (`labels_csv.read`);
+        ImageFolder, one folder a class, with subfolders or without, in torchvision's order; and a
+        plain folder of pictures without labels. Where the set's own names (its folders, or
+        `classes.txt`) are the model's, they get the model's indices; where they have nothing in
+        common, they are numbered in their own order.
 
         Args:
             folder: The folder.
@@ -54,28 +58,38 @@ class ImageSet:
 
         Raises:
             CalibrationError: The folder does not exist, holds no picture, its labels are
-                unreadable, or some of its class names are the model's and others are not.
+                unreadable, some of its class names are the model's and others are not, or its
+                folders are parts of a set (`train`, `val`) instead of classes.
         """
+        if not str(folder):
+            raise CalibrationError("The path of an image set is empty. Pass a folder of pictures.")
         folder = Path(folder)
         if not folder.is_dir():
             raise CalibrationError(
-                f"{folder} is not a folder. Pass a folder of pictures (ImageFolder layout, "
+                f"{shown(folder)} is not a folder. Pass a folder of pictures (ImageFolder layout, "
                 "labels.csv, or plain)."
             )
-        known = tuple(classes)
-        if (folder / "labels.csv").is_file():
-            return _open_csv(folder, known)
-        # An empty class folder keeps its index; a hidden folder, of thumbnails say, is no class.
-        subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-        if any(_pictures(subfolder) for subfolder in subfolders):
-            return _open_image_folder(folder, subfolders, known)
-        files = _pictures(folder)
-        if not files:
+        passed = image_folder.PassedOver(folder)
+        try:
+            listing = image_folder.look(folder, passed)
+        except OSError as error:
             raise CalibrationError(
-                f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}). "
-                "Pass a folder of pictures."
-            )
-        return cls(name=_name(folder), files=files)
+                f"{shown(folder)} cannot be read ({error.strerror}). Pass another folder."
+            ) from error
+        own, notes = _listed_classes(folder / "classes.txt")
+        # Windows does not tell Labels.csv from labels.csv.
+        tables = sorted((name for name in listing.others if name.lower() == _TABLE), reverse=True)
+        if tables:
+            found = labels_csv.read(folder, folder / tables[0], own=own, known=classes)
+        else:
+            found = image_folder.read(folder, listing, passed, own=own, known=classes)
+        return cls(
+            name=_name(folder),
+            files=found.files,
+            labels=found.labels,
+            classes=found.classes,
+            notes=(*notes, *found.notes),
+        )
 
     def sample(self, count: int | None, seed: int) -> ImageSet:
         """A random subset of `count` pictures in the set's order, the same for the same seed."""
@@ -119,12 +133,17 @@ class ImageSet:
     @cached_property
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each file's bytes, in the order of `files`."""
+        known = self.known_hashes
         try:
-            return tuple(sha256_file(path) for path in self.files)
+            for path in self.files:
+                if path not in known:
+                    known[path] = sha256_file(path)
         except OSError as error:
             raise CalibrationError(
-                f"{error.filename} cannot be read ({error.strerror}). Remove or replace the file."
+                f"{shown(error.filename)} cannot be read ({error.strerror}). Remove or replace "
+                "the file."
             ) from error
+        return tuple(known[path] for path in self.files)
 
     @cached_property
     def digest(self) -> str:
@@ -144,13 +163,43 @@ class ImageSet:
             with open_picture(path):
                 pass
 
-    def note_names(self, known: Sequence[str]) -> str:
-        """A sentence when the set's class names are not the model's, so that only order counts."""
-        if not known or not self.classes or tuple(known) == self.classes:
+    def remarks(self, known: Sequence[str] = ()) -> tuple[str, ...]:
+        """What a user is to know of the set, in sentences; every file is hashed for it.
+
+        Beside `notes` that the set's class names are not the model's, so that only their order
+        counts, and that a picture is there more than once.
+
+        Args:
+            known: The model's class names by index, where they are known.
+        """
+        found = list(self.notes)
+        if known and self.classes and tuple(known) != self.classes:
+            found.append(
+                f"{self.name} names its classes ({shown(self.classes[0])}, ...) unlike the model "
+                f"({shown(known[0])}, ...): they are taken in order."
+            )
+        if twice := self._copies():
+            found.append(twice)
+        return tuple(found)
+
+    def _copies(self) -> str:
+        """A sentence on pictures that are in the set more than once, by their content."""
+        first: dict[str, int] = {}
+        copies = [
+            (first[digest], index)
+            for index, digest in enumerate(self.hashes)
+            if first.setdefault(digest, index) != index
+        ]
+        if not copies:
             return ""
+        labels = self.labels or (0,) * len(self)
+        # The most telling example is one whose labels contradict each other.
+        contrary = [pair for pair in copies if labels[pair[0]] != labels[pair[1]]]
+        one, other = (shown(self.files[index]) for index in (contrary or copies)[0])
+        beyond = f"; {len(contrary)} of them have another label there" if contrary else ""
         return (
-            f"{self.name} names its classes ({self.classes[0]}, ...) unlike the model "
-            f"({known[0]}, ...): they are taken in order."
+            f"{len(copies)} of {len(self)} pictures of {self.name} are copies of others in it, for "
+            f"example {other} of {one}{beyond}. Each counts as often as it is there."
         )
 
     def check_labels(self, classes: int) -> None:
@@ -172,15 +221,21 @@ class ImageSet:
         if self.classes and len(self.classes) != many:
             raise CalibrationError(
                 f"The image set {self.name} names {len(self.classes)} classes "
-                f"({', '.join(self.classes[:3])}, ...), but the model has {model or classes}, so "
+                f"({listed(map(shown, self.classes))}), but the model has {model or classes}, so "
                 "an index would mean another class. Give the model a card with its labels, or the "
                 "set a labels.csv with the model's class indices."
+            )
+        if self.labels and min(self.labels) == 1 and max(self.labels) == many:
+            raise CalibrationError(
+                f"The labels of {self.name} are 1 to {many}, but the model counts its classes "
+                f"from 0 to {many - 1}. Subtract 1 from each label, or write class names."
             )
         for path, label in zip(self.files, self.labels, strict=True):
             if not 0 <= label < many:
                 raise CalibrationError(
-                    f"{path} has label {label}, but the model has {model or f'{classes} classes'} "
-                    f"(0..{many - 1}). Use labels of the model's own classes."
+                    f"{shown(path)} has label {label}, but the model has "
+                    f"{model or f'{classes} classes'} (0..{many - 1}). "
+                    "Use labels of the model's own classes."
                 )
 
 
@@ -209,112 +264,17 @@ def check_disjoint(
         one, other = shared[0]
         raise CalibrationError(
             f"{len(shared)} of {len(second)} {roles[1]} pictures are {roles[0]} pictures too, "
-            f"for example {one} and {other}. Accuracy measured on them would be too good; "
-            "pass sets without common pictures."
+            f"for example {shown(one)} and {shown(other)}. Accuracy measured on them "
+            "would be too good; pass sets without common pictures."
         )
 
 
-def _pictures(folder: Path) -> tuple[Path, ...]:
-    return tuple(
-        sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-    )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        # Spreadsheets put a byte order mark in front.
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-
-
-def _open_csv(folder: Path, known: tuple[str, ...]) -> ImageSet:
-    table = folder / "labels.csv"
-    own = _listed_classes(folder)
-    indices, names = _number(own, known, folder / "classes.txt") if own else ((), known)
-    labels: dict[Path, int] = {}
-    for line, row in _rows(table):
-        where = f"{table}, line {line}"
-        path = folder / (row["file"] or "").strip()
-        if not is_file(path):
-            raise CalibrationError(f"{where}: {path} does not exist. Correct the column file.")
-        if path in labels:
-            raise CalibrationError(f"{where}: {path} is listed twice. Remove one of the lines.")
-        label = _label((row["label"] or "").strip(), own or known, where)
-        labels[path] = indices[label] if 0 <= label < len(indices) else label
-    if not labels:
-        raise CalibrationError(f"{table} lists no picture. Add rows file,label.")
-    return ImageSet(
-        name=_name(folder), files=tuple(labels), labels=tuple(labels.values()), classes=names
-    )
-
-
-def _listed_classes(folder: Path) -> tuple[str, ...]:
-    """The set's own class names in index order, from `classes.txt`; empty where there is none."""
-    listed = folder / "classes.txt"
-    if not listed.is_file():
-        return ()
-    return tuple(line.strip() for line in _read_text(listed).splitlines() if line.strip())
-
-
-def _rows(table: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """The rows of a labels.csv with their line numbers."""
-    reader = csv.DictReader(io.StringIO(_read_text(table), newline=""))
-    try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        rows: list[tuple[int, dict[str, str | None]]] = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise CalibrationError(f"{table}, line {reader.line_num}: {error}.") from error
-    if not {"file", "label"} <= set(reader.fieldnames):
-        raise CalibrationError(f"{table} needs a header with the columns file and label.")
-    return rows
-
-
-def _label(text: str, names: tuple[str, ...], where: str) -> int:
-    if text in names:
-        return names.index(text)
-    if text.isascii() and text.removeprefix("-").isdigit():
-        return int(text)
-    raise CalibrationError(
-        f"{where}: the label {text!r} is neither a class index nor a known class name."
-    )
-
-
-def _open_image_folder(folder: Path, subfolders: list[Path], known: tuple[str, ...]) -> ImageSet:
-    found = tuple(path.name for path in subfolders)
-    own = _listed_classes(folder)
-    if own and set(found) <= set(own):
-        numbers, names = _number(own, known, folder / "classes.txt")
-        indices = tuple(numbers[own.index(name)] for name in found)
-    else:
-        indices, names = _number(found, known, folder)
-    files: list[Path] = []
-    labels: list[int] = []
-    for index, subfolder in zip(indices, subfolders, strict=True):
-        pictures = _pictures(subfolder)
-        files.extend(pictures)
-        labels.extend([index] * len(pictures))
-    return ImageSet(name=_name(folder), files=tuple(files), labels=tuple(labels), classes=names)
-
-
-def _number(
-    own: tuple[str, ...], known: tuple[str, ...], where: Path
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The class index of each of a set's own names, and the names by index."""
-    strangers = [name for name in own if name not in known]
-    if len(strangers) == len(own):
-        return tuple(range(len(own))), own
-    if strangers:
-        # Numbering them in their own order would silently exchange classes.
-        raise CalibrationError(
-            f"{where} names {', '.join(strangers[:3])}, which the model does not know, beside "
-            f"classes that it does. The model's classes are {', '.join(known[:10])}."
-        )
-    return tuple(known.index(name) for name in own), known
+def _listed_classes(listed: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The set's own class names in index order from a `classes.txt`, and notes on reading it."""
+    if not is_file(listed):
+        return (), ()
+    lines, notes = texts.lines(listed)
+    return tuple(name for line in lines if (name := line.strip())), notes
 
 
 def _name(folder: Path) -> str:

@@ -244,8 +244,7 @@ def evaluate(
             artifact = Artifact(backend=backend, path=path, files=(("onnx", path),))
             opened = backends.get(backend).open(artifact, threads=threads)
         images = ImageSet.open(folder, classes=labels)
-        if note := images.note_names(labels):
-            notes.append(note)
+        notes += images.remarks(labels)
         with opened as runner:
             logits = accuracy.collect({"model": runner}, images, preprocess, progress)["model"]
         classes = logits.shape[1]

@@ -201,6 +201,7 @@ def plan(
     notes = list(model.assumptions)
     chosen = calibration.sample(options.samples, options.seed)
     chosen.check_readable()
+    notes += chosen.remarks()
     if "int8" in (target.precisions if options.precision == "auto" else [options.precision]):
         _check_enough(options.method, len(chosen))
     if len(chosen) < _FEW_IMAGES:
@@ -230,12 +231,15 @@ def plan(
             )
         else:
             evaluation.check_labels(model.classes)
-            if note := evaluation.note_names(model.labels):
-                notes.append(note)
+        known = model.labels if evaluation.labels is not None else ()
+        notes += [note for note in evaluation.remarks(known) if note not in notes]
     sets = {"calibration": chosen.files, "evaluation": evaluation.files if evaluation else ()}
     if turned := note_turned(sets, model.preprocess.orientation):
         notes.append(turned)
     travels = _golden(golden_images, chosen, evaluation, options.seed)
+    notes += [
+        note for note in (travels.images.notes if travels.images else ()) if note not in notes
+    ]
     if travels.kind == "calibration" and travels.images is not None:
         count = len(travels.images)
         notes.append(

@@ -248,6 +248,8 @@ def rank(
     check_writable(output / FILE, force=True)  # what may be replaced is decided when it is read
     recipe = recipe or Recipe()
     chosen = (images or calibration).spread(count)
+    for note in dict.fromkeys((*calibration.remarks(), *chosen.remarks())):
+        tell(note)
     pictures = [model.preprocess.load(path) for path in chosen.files]
     with tempfile.TemporaryDirectory(prefix="gnet-opt-") as scratch:
         exported = Path(scratch) / "float.onnx"

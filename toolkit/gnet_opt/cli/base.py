@@ -12,7 +12,18 @@ from gnet_opt import __version__
 from gnet_opt.cli.console import Output
 
 F = TypeVar("F", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path; an empty text, as an unset variable of a shell gives it, is none."""
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> Any:
+        if value == "":
+            self.fail("the path is empty.", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+FOLDER = _Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

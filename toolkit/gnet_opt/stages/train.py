@@ -103,6 +103,9 @@ def train(
             f"preprocess.channels is {preprocess.channels}, but what is trained is torchvision's "
             "GoogLeNet, which takes three channels. Use rgb or bgr."
         )
+    for pictures in (images, *filter(None, (validation,))):
+        for note in pictures.remarks(classes):
+            log(note)
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise ConfigError(
@@ -156,10 +159,13 @@ def _check_sets(images: ImageSet, validation: ImageSet | None) -> tuple[str, ...
     classes = images.classes or tuple(f"class {index}" for index in range(count))
     missing = sorted(set(range(count)) - set(images.labels))
     if missing:
+        counted = ""
+        if missing == [0] and not images.classes:
+            counted = " If the labels count from 1, subtract 1 from each."
         raise CalibrationError(
             f"The image set {images.name} has no picture of class {missing[0]} "
             f"({classes[missing[0]]}); {len(missing)} of {count} classes are empty. Add pictures, "
-            "or take the class out."
+            f"or take the class out.{counted}"
         )
     if validation is not None:
         validation.check_labels(count)

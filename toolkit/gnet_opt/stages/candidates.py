@@ -69,7 +69,7 @@ class Candidate:
 # --- looking through the file -----------------------------------------------------------------
 
 
-def tables_of(path: Path, content: Any) -> Iterator[Table]:
+def tables_of(path: str | Path, content: Any) -> Iterator[Table]:
     """Every table with tensors, once; a file can make a table hold itself."""
     import torch
 
@@ -139,7 +139,7 @@ def candidates_of(table: Table, known: Mapping[Any, Collection[str]]) -> Iterato
 
 
 def choose(
-    path: Path, found: list[Candidate], choice: str | None
+    path: str | Path, found: list[Candidate], choice: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
     """The network to take, and a note where there are averaged weights of it, too.
 
@@ -169,7 +169,7 @@ def choose(
     )
 
 
-def _chosen(path: Path, found: list[Candidate], choice: str) -> Candidate:
+def _chosen(path: str | Path, found: list[Candidate], choice: str) -> Candidate:
     fitting = [candidate for candidate in found if choice == candidate.label]
     fitting = fitting or [candidate for candidate in found if choice in candidate.parts]
     if choice == "ema" and not fitting:
@@ -229,12 +229,12 @@ def inside_of(candidate: Candidate, found: list[Candidate]) -> dict[str, Tensor]
 # --- refusing -------------------------------------------------------------------------------
 
 
-def _refuse_packed(path: Path, table: Mapping[Any, Any]) -> None:
+def _refuse_packed(path: str | Path, table: Mapping[Any, Any]) -> None:
     if any("_packed_params" in str(key) for key in table):
         raise quantized(path)
 
 
-def quantized(path: Path) -> ModelError:
+def quantized(path: str | Path) -> ModelError:
     """The error for a network in integers."""
     return ModelError(
         f"{path} holds a network that torch has quantized to integers. Pass the float checkpoint "

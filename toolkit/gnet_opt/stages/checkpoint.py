@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_opt.errors import ModelError
 from gnet_opt.stages.file_kind import SUFFIXES, kind_of, shown, unreadable
 from gnet_opt.stages.unpickle import read_torch, refuse_pickle
-from gnet_opt.stages.weights import Found, find_weights
+from gnet_opt.stages.weights import Checkpoint, find_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ _NONE: Mapping[Any, Collection[str]] = MappingProxyType({})
 
 def read_state_dict(
     path: Path, known: Mapping[Any, Collection[str]] = _NONE, *, choice: str | None = None
-) -> Found:
+) -> Checkpoint:
     """Read the weights of one network in a checkpoint, by the network's own names.
 
     Args:
@@ -55,8 +55,7 @@ def state_dict_of(
     choice: str | None = None,
 ) -> Checkpoint:
     """As `read_state_dict`, of what a file would hold."""
-    names = [name for network in known.values() for name in network]
-    return Checkpoint(tensors=_without_prefixes(_unwrap(Path(where), content), names))
+    return find_weights(where, content, known, choice)
 
 
 def existing_file(path: Path) -> Path:

@@ -19,7 +19,6 @@ from gnet_opt.paths import demo_card
 from gnet_opt.preprocess import IMAGENET, Preprocess
 from gnet_opt.stages.build import build
 from gnet_opt.stages.checkpoint import (
-    Checkpoint,
     close_names,
     essential_names,
     existing_file,
@@ -31,6 +30,7 @@ from gnet_opt.stages.checkpoint import (
 from gnet_opt.stages.factory import call_factory
 from gnet_opt.stages.families import FAMILIES, Family, architecture_of, known_names, recognise
 from gnet_opt.stages.settle import Loaded, take
+from gnet_opt.stages.weights import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn

@@ -180,7 +180,7 @@ def refuse(path: Path, names: list[str]) -> None:
         )
 
 
-def whole_network(path: Path, why: str = "") -> ModelError:
+def whole_network(path: str | Path, why: str = "") -> ModelError:
     """The error for a whole pickled network that is not of torchvision's own classes."""
     return ModelError(
         f"{path} holds a whole pickled network{why}, and reading one means running code from the "

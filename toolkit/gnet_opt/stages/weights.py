@@ -29,14 +29,13 @@ from gnet_opt.stages.reparametrized import OBSERVERS, UNKNOWN
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CLASSIFIERS = ("fc", "loss3/classifier", "last_linear", "classifier")
 _AUXILIARY = ("aux", "AuxLogits.", "loss1/", "loss2/")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Checkpoint:
     """The weights of one network.
 
     Attributes:
@@ -52,12 +51,12 @@ class Found:
 
 
 def find_weights(
-    path: Path, content: Any, known: Mapping[Any, Collection[str]], choice: str | None
-) -> Found:
+    path: str | Path, content: Any, known: Mapping[Any, Collection[str]], choice: str | None
+) -> Checkpoint:
     """Find the weights of one network.
 
     Args:
-        path: The file, for messages.
+        path: The file, or what the content came from, for messages.
         content: What it holds: tables, lists, tensors and stand-ins of layers.
         known: The networks to look for, each with the names that it has to have.
         choice: Which weights to take where there are several: `ema`, or a part of the way to them.
@@ -81,19 +80,19 @@ def find_weights(
                 f"{path} has no network that is known, so there is none to choose as "
                 f"{shown(choice)}. Leave --weights out to see what is in it."
             )
-        return Found(tensors=largest.tensors, transform_input=largest.transform_input)
+        return Checkpoint(tensors=largest.tensors, transform_input=largest.transform_input)
     candidate, notes = choose(path, found, choice)
     return _take(path, candidate, found, notes, chosen=choice is not None)
 
 
 def _take(
-    path: Path,
+    path: str | Path,
     candidate: Candidate,
     found: list[Candidate],
     notes: tuple[str, ...],
     *,
     chosen: bool,
-) -> Found:
+) -> Checkpoint:
     inside = inside_of(candidate, found)
     _refuse_quantized(path, inside)
     inside, observers = _without_observers(inside)
@@ -118,11 +117,10 @@ def _take(
         if not name.startswith(prefixes) and name != "n_averaged"
     }
     if outside:
-        inside, left = _with_classifier(candidate, inside, outside)
+        inside, left = _with_classifier(inside, outside)
         notes += _outside_notes(path, candidate, found, inside, left, chosen=chosen)
-    _refuse_without_classifier(path, candidate, inside)
     _refuse_unusable(path, inside)
-    return Found(tensors=inside, notes=notes, transform_input=candidate.table.transform_input)
+    return Checkpoint(tensors=inside, notes=notes, transform_input=candidate.table.transform_input)
 
 
 def _without_observers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
@@ -152,27 +150,21 @@ def _computed_notes(candidate: Candidate) -> tuple[str, ...]:
     return notes
 
 
-def _missing_classifier(names: Collection[str], inside: Mapping[str, Tensor]) -> str:
-    """The classifier's name where it is all that the network misses, and no other layer is it."""
-    missing = {
-        name.rpartition(".")[0]
-        for name in names
-        if name not in inside and not name.endswith("num_batches_tracked")
-    }
-    whole = len(missing) == 1 and next(iter(missing)) in _CLASSIFIERS
-    layer = next(iter(missing), "")
-    other = any(
-        name not in names and not name.startswith(_AUXILIARY) and tensor.dim() >= 2
-        for name, tensor in inside.items()
-    )
-    return layer if whole and f"{layer}.weight" not in inside and not other else ""
+def _classifiers(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The weights of linear layers, but for those of auxiliary heads."""
+    return [
+        tensor
+        for name, tensor in tensors.items()
+        # Batch norms converted from old Caffe files are (1, channels).
+        if tensor.dim() == 2 and not name.startswith(_AUXILIARY) and "_bn." not in name
+    ]
 
 
 def _with_classifier(
-    candidate: Candidate, inside: dict[str, Tensor], outside: dict[str, Tensor]
+    inside: dict[str, Tensor], outside: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Take a head from beside the body, as in `self.backbone = ...; self.head = nn.Linear(...)`."""
-    if not _missing_classifier(candidate.names, inside):
+    if _classifiers(inside):
         return inside, outside
     heads = {
         name.partition(".")[0]
@@ -188,7 +180,7 @@ def _is_loss(name: str) -> bool:
 
 
 def _outside_notes(
-    path: Path,
+    path: str | Path,
     candidate: Candidate,
     found: list[Candidate],
     inside: Mapping[str, Tensor],
@@ -204,11 +196,7 @@ def _outside_notes(
     if not outside:
         return ()
     way = candidate.prefix.removesuffix(".")
-    classes = {
-        tensor.shape[0]
-        for name, tensor in inside.items()
-        if tensor.dim() == 2 and name.rpartition(".")[0] in _CLASSIFIERS
-    }
+    classes = {weight.shape[0] for weight in _classifiers(inside)}
     first = next((tensor for tensor in inside.values() if tensor.dim() == 4), None)
     planes = None if first is None else first.shape[1]
     attached = [
@@ -251,7 +239,7 @@ def _outside_notes(
 # --- refusing ---------------------------------------------------------------------------------
 
 
-def _no_weights(path: Path, content: Any) -> ModelError:
+def _no_weights(path: str | Path, content: Any) -> ModelError:
     if not isinstance(content, Mapping):
         return ModelError(
             f"{path} holds a {type(content).__name__}, not a state dict. Save the weights with "
@@ -268,7 +256,7 @@ def _no_weights(path: Path, content: Any) -> ModelError:
     )
 
 
-def _refuse_quantized(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _refuse_quantized(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     if any(tensor.is_quantized for tensor in tensors.values()):
         raise quantized(path)
     fused = [name for name in tensors if re.search(r"\.conv\.0\.(weight|bias)$", name)]
@@ -279,18 +267,7 @@ def _refuse_quantized(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _refuse_without_classifier(
-    path: Path, candidate: Candidate, inside: Mapping[str, Tensor]
-) -> None:
-    if layer := _missing_classifier(candidate.names, inside):
-        raise ModelError(
-            f"{path} is a feature extractor: it has every layer but the classifier ({layer}), so "
-            "there are no classes to tell. Pass a checkpoint with its classifier, or "
-            "package.module:factory for a network with another one."
-        )
-
-
-def _refuse_unusable(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _refuse_unusable(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse what is no plain array in memory, or claims more values than the file holds."""
     import torch
 

@@ -37,7 +37,7 @@ _SETTINGS = (
 """What changes the result of a layer without changing the names or shapes of its weights."""
 
 
-def take_weights(path: Path, network: PickledModule) -> tuple[dict[str, Tensor], bool]:
+def take_weights(path: str | Path, network: PickledModule) -> tuple[dict[str, Tensor], bool]:
     """The weights of a whole network by name, and whether it applies `transform_input`.
 
     Args:
@@ -123,7 +123,7 @@ def _foreign_hooks(module: PickledModule, kind: str) -> bool:
     )
 
 
-def _compare(path: Path, network: PickledModule, wanted: nn.Module) -> None:
+def _compare(path: str | Path, network: PickledModule, wanted: nn.Module) -> None:
     found = dict(_walk(network))
     ours = dict(wanted.named_modules())
     for name, module in found.items():
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _changed(path: Path, where: str, what: str) -> ModelError:
+def _changed(path: str | Path, where: str, what: str) -> ModelError:
     return ModelError(
         f"{path} holds a whole pickled network that differs from torchvision's: {shown(where)} "
         f"{what}. Pass package.module:factory, which builds the network and loads its weights."

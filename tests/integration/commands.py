@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_opt.cli import run
+from signals import interruptible
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,15 @@ def started(*arguments: str | Path, temporary: Path) -> Iterator[tuple[subproces
     mark = f"GNET_OPT_TEST_MARK={temporary}"
     name, _, value = mark.partition("=")
     code = "import sys; from gnet_opt.cli import main; main(sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, name: value, "TMPDIR": str(temporary)},
-        start_new_session=True,
-    )
+    with interruptible():
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, name: value, "TMPDIR": str(temporary)},
+            start_new_session=True,
+        )
     try:
         yield process, mark
     finally:

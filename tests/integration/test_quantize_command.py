@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from commands import content, gnet_opt
+from commands import content, gnet_opt, started
 from factories import check_hostile
 from world import PREPROCESS, World, draw
 
@@ -703,27 +703,24 @@ def test_an_interruption_leaves_what_was_there(
 def test_a_signal_in_the_middle(
     quantize_arguments: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    code = "import sys; from gnet_opt.cli import main; main(sys.argv[1:])"
-    arguments = [*quantize_arguments, "-t", "cpu", "-o", str(tmp_path / "b")]
-    command = [sys.executable, "-c", code, *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
+    temporary, place = tmp_path / "temporary", tmp_path / "place"
+    temporary.mkdir()
+    place.mkdir()
+    arguments = [*quantize_arguments, "-t", "cpu", "-o", place / "b"]
+    with started(*arguments, temporary=temporary) as (process, _):
         deadline = time.monotonic() + 120
         # Prepared, so the work goes on behind it.
-        while not list(tmp_path.glob(".b.partial-*/float.onnx")):
+        while not list(place.glob(".b.partial-*/float.onnx")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        assert content(tmp_path) != {}
+        assert content(place) != {}
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "Interrupted. Nothing half-written was left behind."
     assert out == ""
-    assert content(tmp_path) == {}
+    assert content(place) == {}
 
 
 @pytest.mark.slow

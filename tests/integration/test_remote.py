@@ -28,6 +28,7 @@ from gnet_opt.remote import OUT, Address, Device, Outcome, Result, Work, check, 
 from gnet_opt.remote import connection as connections
 from gnet_opt.remote import device as program
 from gnet_opt.remote import session as sessions
+from signals import interruptible
 
 HOSTILE = "a 'b' \"c\" $(touch hacked) ;&*é"
 
@@ -270,12 +271,13 @@ def start_and_kill(
     address = f"ssh://{device.address.user}@{device.address.place}"
     places = [address, str(device.identity), str(device.known_hosts), device.python, device.workdir]
     told = [script, runs, folder, seconds, "|".join(words)]
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, moment, str(int(number)), *places, *told],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    with interruptible():
+        return subprocess.run(
+            [sys.executable, "-c", KILLED, moment, str(int(number)), *places, *told],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
 
 @pytest.mark.parametrize("moment", ["copying", "rounds", "bringing"])

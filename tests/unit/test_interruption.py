@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from gnet_opt.remote import fleet
+from signals import interruptible
 
 INTERRUPTED = "Interrupted. Nothing half-written was left behind."
 
 
-def command(work: str) -> subprocess.CompletedProcess[str]:
-    """`gnet-opt` with some lines of Python for its work."""
+@pytest.fixture
+def in_the_background() -> Iterator[None]:
+    """As in `make test &`: the shell lets these tests ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def command(work: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`gnet-opt` with some lines of Python for its work, and one before it."""
     code = f"""
 import os, signal, threading, time
 from gnet_opt import cli
+{before}
 
 def work(*arguments, **options):
 {work}
@@ -23,9 +38,10 @@ def work(*arguments, **options):
 cli.base.gnet_opt.main = work
 cli.main([])
 """
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    with interruptible():
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
 
 
 def test_while_a_lock_is_taken() -> None:
@@ -73,3 +89,31 @@ def test_a_fault_in_a_destructor_is_none() -> None:
 """)
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1] == "ValueError: odd"
+
+
+def test_whatever_the_shell_lets_the_tests_ignore(in_the_background: None) -> None:
+    done = command("    os.kill(os.getpid(), signal.SIGINT)")
+    assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_what_the_caller_lets_it_ignore_stays_ignored(name: str) -> None:
+    """As `nohup` does with SIGHUP, and a shell with SIGINT for a command in the background."""
+    done = command(
+        f"    os.kill(os.getpid(), signal.{name}); time.sleep(0.1); return",
+        before=f"signal.signal(signal.{name}, signal.SIG_IGN)",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_ignored_stays_so_while_devices_work(in_the_background: None) -> None:
+    async def look() -> tuple[object, object]:
+        with fleet._cancelled_by_signals():
+            return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    term = signal.getsignal(signal.SIGTERM)
+    interrupt, terminate = asyncio.run(look())
+    assert interrupt is signal.SIG_IGN
+    assert terminate not in (signal.SIG_IGN, term)
+    assert signal.getsignal(signal.SIGTERM) is term

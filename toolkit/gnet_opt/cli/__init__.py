@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run the command line; the one place where errors become messages and exit codes."""
     # So that a bundle in the making is removed, too, when a service manager stops the command or
-    # its terminal goes away.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+    # its terminal goes away, unless `nohup` says that it goes on then.
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
     verbose = any(re.fullmatch(r"-[a-z]*v[a-z]*|--verbose", word) for word in arguments)
     try:
         base.gnet_opt.main(arguments, prog_name="gnet-opt", standalone_mode=False)

@@ -189,7 +189,10 @@ def _all(devices: Sequence[Device], start: Callable[[Device], Awaitable[T]]) -> 
 
 @contextlib.contextmanager
 def _cancelled_by_signals() -> Iterator[None]:
-    """Ctrl-C and the like cancel this task, so that it can tidy up while its loop still runs."""
+    """Ctrl-C and the like cancel this task, so that it can tidy up while its loop still runs.
+
+    What the caller lets this process ignore, as `nohup` does, it goes on to ignore.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     before = {}
@@ -198,6 +201,8 @@ def _cancelled_by_signals() -> Iterator[None]:
         if number is None:
             continue
         handler = signal.getsignal(number)
+        if handler == signal.SIG_IGN:
+            continue
         # RuntimeError and ValueError: not the main thread; there signals are somebody else's.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, task.cancel)

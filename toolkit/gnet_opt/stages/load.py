@@ -29,6 +29,7 @@ from gnet_opt.stages.checkpoint import (
 )
 from gnet_opt.stages.factory import call_factory
 from gnet_opt.stages.families import FAMILIES, Family, architecture_of, known_names, recognise
+from gnet_opt.stages.plain import unwrapped
 from gnet_opt.stages.settle import Loaded, take
 from gnet_opt.stages.weights import Checkpoint
 
@@ -115,6 +116,7 @@ def from_module(
         raise ModelError(
             f"{type(module).__name__} is not a torch.nn.Module. Pass the network itself."
         )
+    module = unwrapped(module)
     name = name or type(module).__name__
     return take(
         Loaded(
@@ -270,7 +272,7 @@ def _load_factory(
         module=module,
         where=spec,
         name=spec.rsplit(":", 1)[-1],
-        architecture=architecture_of(module),
+        architecture=architecture_of(unwrapped(module)),
         sha256=sha256,
         source=spec if weights is None else f"{spec} with {weights.name}",
         assumptions=notes,

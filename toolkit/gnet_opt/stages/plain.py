@@ -32,7 +32,7 @@ def plain_copy(module: nn.Module, where: str) -> tuple[nn.Module, tuple[str, ...
             "network that it was made from, with its weights: "
             "network.load_state_dict(scripted.state_dict())."
         )
-    module = _unwrapped(module)
+    module = unwrapped(module)
     try:
         # A pruned weight is the result of a computation, which torch does not copy.
         computed = {
@@ -44,8 +44,8 @@ def plain_copy(module: nn.Module, where: str) -> tuple[nn.Module, tuple[str, ...
         module = copy.deepcopy(module, computed).cpu().float().eval()
         for part in list(module.modules()):
             for child, inner in list(part.named_children()):
-                if inner is not _unwrapped(inner):
-                    part._modules[child] = _unwrapped(inner)
+                if inner is not unwrapped(inner):
+                    part._modules[child] = unwrapped(inner)
         notes = _make_permanent(module)
         return module.requires_grad_(False), notes
     except Exception as error:
@@ -54,7 +54,8 @@ def plain_copy(module: nn.Module, where: str) -> tuple[nn.Module, tuple[str, ...
         ) from error
 
 
-def _unwrapped(module: Any) -> Any:
+def unwrapped(module: Any) -> Any:
+    """The network inside `torch.compile`, `DataParallel` and averaging wrappers."""
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
@@ -79,6 +80,9 @@ def _make_permanent(module: nn.Module) -> tuple[str, ...]:
                 prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
                 masks += 1
         if parametrize.is_parametrized(part):
+            # torch shares the class with the original, and would take the weight from both.
+            own = {key: value for key, value in vars(type(part)).items() if key != "__dict__"}
+            part.__class__ = type(type(part).__name__, type(part).__bases__, own)
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name)
                 parametrized += 1

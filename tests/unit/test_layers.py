@@ -80,6 +80,7 @@ HEAVY = {
 }
 # Imported inside functions only, so that they may import what they work with.
 MAY_IMPORT_AT_TOP = {
+    "networks.bn_inception": {"torch"},
     "networks.googlenet_caffe": {"torch"},
     "networks.lrn": {"torch"},
     "networks.outputs": {"torch"},

@@ -162,17 +162,17 @@ def known_names() -> Mapping[Architecture, frozenset[str]]:
 
     Auxiliary heads may be there or not, and the classifier has many names after fine-tuning.
     """
-    return {architecture: frozenset(_body(family)) for architecture, family in FAMILIES.items()}
-
-
-def _body(family: Family) -> list[str]:
     import torch
 
-    with torch.device("meta"):
-        own = family.create().state_dict()
-    apart = tuple(f"{name}." for name in (family.head, *family.heads))
-    files = {name: name for name in own} if family.names is None else family.names()
-    return essential_names({file: 0 for file, name in files.items() if not name.startswith(apart)})
+    known: dict[Architecture, frozenset[str]] = {}
+    for architecture, family in FAMILIES.items():
+        with torch.device("meta"):
+            own = family.create().state_dict()
+        apart = tuple(f"{name}." for name in (family.head, *family.heads))
+        files = {name: name for name in own} if family.names is None else family.names()
+        body = {file: name for file, name in files.items() if not name.startswith(apart)}
+        known[architecture] = frozenset(essential_names(body))
+    return known
 
 
 def recognise(where: str, names: Collection[str]) -> Architecture:

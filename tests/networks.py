@@ -16,12 +16,12 @@ SMALL_SIZE = 64
 """The input size of the small networks, in pixels."""
 
 
-def pictures(count: int = 2, size: int = SMALL_SIZE, seed: int = 0) -> np.ndarray:
-    """Smooth random pictures, normalised: float32 of shape (count, 3, size, size)."""
+def pictures(count: int = 2, size: int = SMALL_SIZE, seed: int = 0, planes: int = 3) -> np.ndarray:
+    """Smooth random pictures, normalised: float32 of shape (count, planes, size, size)."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn((count, 3, 8, 8), generator=generator)
+    coarse = torch.randn((count, planes, 8, 8), generator=generator)
     smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
-    fine = torch.randn((count, 3, size, size), generator=generator)
+    fine = torch.randn((count, planes, size, size), generator=generator)
     return (smooth + 0.2 * fine).numpy()
 
 
@@ -62,10 +62,10 @@ def torchvision_googlenet(
 class SmallNet(nn.Module):
     """A stem, one Inception module, an aux head for training: the family in half a second."""
 
-    def __init__(self, classes: int = 5, *, transform_input: bool = False) -> None:
+    def __init__(self, classes: int = 5, *, transform_input: bool = False, planes: int = 3) -> None:
         super().__init__()
         self.transform_input = transform_input
-        self.stem = BasicConv2d(3, 8, kernel_size=7, stride=2, padding=3)
+        self.stem = BasicConv2d(planes, 8, kernel_size=7, stride=2, padding=3)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.norm = nn.LocalResponseNorm(5, alpha=1e-2, beta=0.75, k=1.0)
         self.inception = Inception(8, 8, 4, 8, 4, 8, 8)
@@ -96,8 +96,10 @@ class SmallNetWithAuxOutputs(SmallNet):
         return GoogLeNetOutputs(logits, self.aux(stem), None)
 
 
-def small_net(classes: int = 5, *, seed: int = 0, transform_input: bool = False) -> SmallNet:
-    return make_lively(SmallNet(classes, transform_input=transform_input), seed)
+def small_net(
+    classes: int = 5, *, seed: int = 0, transform_input: bool = False, planes: int = 3
+) -> SmallNet:
+    return make_lively(SmallNet(classes, transform_input=transform_input, planes=planes), seed)
 
 
 def small_net_with_aux_outputs(classes: int = 5, *, seed: int = 0) -> SmallNetWithAuxOutputs:

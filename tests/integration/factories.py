@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 import networks
 
@@ -13,10 +14,30 @@ def small() -> networks.SmallNet:
     return balanced(networks.small_net(5, seed=1))
 
 
-def balanced(module: networks.SmallNet) -> networks.SmallNet:
+def gray() -> networks.SmallNet:
+    """It takes one plane."""
+    return balanced(networks.small_net(5, seed=1, planes=1), planes=1)
+
+
+def rgba() -> networks.SmallNet:
+    """It takes four planes."""
+    return balanced(networks.small_net(5, seed=1, planes=4), planes=4)
+
+
+def one_logit() -> networks.SmallNet:
+    """It takes one plane and tells two classes apart by one output."""
+    return balanced(networks.small_net(1, seed=1, planes=1), planes=1)
+
+
+def probability() -> nn.Module:
+    """The same, with a sigmoid behind."""
+    return nn.Sequential(one_logit(), nn.Sigmoid()).eval()
+
+
+def balanced(module: networks.SmallNet, planes: int = 3) -> networks.SmallNet:
     """Give all logits the same mean and spread."""
     with torch.no_grad():
-        logits = module(torch.from_numpy(networks.pictures(64, seed=5)))
+        logits = module(torch.from_numpy(networks.pictures(64, seed=5, planes=planes)))
         module.fc.weight /= logits.std(0)[:, None]
         module.fc.bias -= logits.mean(0)
         module.fc.bias /= logits.std(0)

@@ -273,17 +273,28 @@ def test_the_note_says_how_many_and_which_rule(tmp_path: Path) -> None:
     for index, tag in enumerate((1, 6, 3)):
         save(tmp_path / f"{index}.png", seen, tag)
     files = sorted(tmp_path.glob("*.png"))
-    assert note_turned({"calibration": files[:1], "evaluation": ()}, "as stored") == ""
-    assert note_turned({"calibration": files, "evaluation": files[:2]}, "as stored") == (
+    few = {"calibration": files[:1], "evaluation": ()}
+    assert note_turned(few, "as stored", SMALL.check) == ""
+    sets = {"calibration": files, "evaluation": files[:2]}
+    assert note_turned(sets, "as stored", SMALL.check) == (
         "2 of 3 calibration and 1 of 2 evaluation pictures carry an EXIF orientation that turns or "
         "mirrors them: it is ignored, as torchvision does, and they are taken as stored. "
         'orientation = "upright" under [preprocess] of the model card follows it.'
     )
-    assert note_turned({"calibration": files}, "upright") == (
+    assert note_turned({"calibration": files}, "upright", SMALL.check) == (
         "2 of 3 calibration pictures carry an EXIF orientation that turns or mirrors them: they "
         'are turned upright. orientation = "as stored" under [preprocess] of the model card '
         "ignores it."
     )
+
+
+def test_what_the_preprocess_cannot_use_is_told_by_the_head_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.new("I;16", (20, 20), 1000).save(path)
+    with pytest.raises(CalibrationError, match=r"deep\.png: Its pixels are I;16, .*white16"):
+        note_turned({"calibration": [path]}, "as stored", SMALL.check)
+    deep = Preprocess(resize=16, crop=16, white16=65535)
+    assert note_turned({"calibration": [path]}, "as stored", deep.check) == ""
 
 
 def test_training_pictures_are_turned_as_the_preprocess_says(tmp_path: Path) -> None:

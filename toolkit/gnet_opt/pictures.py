@@ -8,7 +8,7 @@ here and nowhere else, by the readers of a fixed list of formats.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -127,31 +127,42 @@ def upright(image: Image.Image, turned: int) -> Image.Image:
     return image.transpose(_TURNS[turned]) if turned in _TURNS else image
 
 
-def count_turned(files: Iterable[Path]) -> int:
+def count_turned(
+    files: Iterable[Path], check: Callable[[Image.Image], object] = lambda image: None
+) -> int:
     """How many of these pictures lie otherwise than they are to be seen.
 
+    Args:
+        files: The pictures; their heads are read.
+        check: Called with each, opened; it may raise a CalibrationError.
+
     Raises:
-        CalibrationError: A file cannot be read as a picture.
+        CalibrationError: A file cannot be read as a picture, or `check` raised one.
     """
     count = 0
     for path in files:
-        # Damaged EXIF data turns nothing; whoever follows the orientation is told of it.
-        with open_picture(path) as image, contextlib.suppress(Exception):
-            count += orientation(image) != 1
+        with open_picture(path) as image:
+            check(image)
+            # Damaged EXIF data turns nothing; whoever follows the orientation is told of it.
+            with contextlib.suppress(Exception):
+                count += orientation(image) != 1
     return count
 
 
-def note_turned(sets: Mapping[str, Sequence[Path]], rule: str) -> str:
+def note_turned(
+    sets: Mapping[str, Sequence[Path]], rule: str, check: Callable[[Image.Image], object]
+) -> str:
     """A sentence on the pictures whose EXIF orientation matters, or nothing where there is none.
 
     Args:
         sets: Picture files by what they are for, as in "calibration".
         rule: `Preprocess.orientation`.
+        check: As of `count_turned`.
 
     Raises:
-        CalibrationError: A file cannot be read as a picture.
+        CalibrationError: A file cannot be read as a picture, or `check` raised one.
     """
-    counts = {role: count_turned(files) for role, files in sets.items()}
+    counts = {role: count_turned(files, check) for role, files in sets.items()}
     found = [f"{count} of {len(sets[role])} {role}" for role, count in counts.items() if count]
     if not found:
         return ""

@@ -234,7 +234,8 @@ def plan(
         known = model.labels if evaluation.labels is not None else ()
         notes += [note for note in evaluation.remarks(known) if note not in notes]
     sets = {"calibration": chosen.files, "evaluation": evaluation.files if evaluation else ()}
-    if turned := note_turned(sets, model.preprocess.orientation):
+    preprocess = model.preprocess
+    if turned := note_turned(sets, preprocess.orientation, preprocess.check):
         notes.append(turned)
     travels = _golden(golden_images, chosen, evaluation, options.seed)
     notes += [

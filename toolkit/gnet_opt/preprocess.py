@@ -37,7 +37,7 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _USUAL = {
     "rgb": (_MEAN, _STD),
     "bgr": (_MEAN, _STD),
-    "gray": ((sum(_MEAN) / 3,), (sum(_STD) / 3,)),
+    "gray": ((114.495,), (57.63,)),
 }
 """Mean and deviation where none are given: ImageNet's, for grey the mean of each over its channels.
 What a fourth channel holds nobody can know."""
@@ -225,31 +225,41 @@ class Preprocess:
             CalibrationError: Its pixels have more than 8 bits and `white16` is not given, or it
                 has no fourth band and `channels` is `rgba`.
         """
+        self.check(image)
         turned = orientation(image) if self.orientation == "upright" else 1
-        if image.mode.startswith("I") or image.mode == "F":
+        if _is_deep(image):
             image = self._eight_bits(image)
         mode = _MODES[self.channels]
-        if mode == "RGBA" and not _has_fourth_band(image):
+        if mode == "L" and image.mode != "L":
+            image = image.convert("RGB")  # so that the way to grey is one, whatever the file holds
+        return upright(image.convert(mode), turned)
+
+    def check(self, image: Image.Image) -> None:
+        """Refuse an opened picture that this preprocess cannot use, by its head alone.
+
+        Raises:
+            CalibrationError: Its pixels have more than 8 bits and `white16` is not given, or it
+                has no fourth band and `channels` is `rgba`.
+        """
+        if _is_deep(image) and self.white16 is None:
+            raise CalibrationError(
+                f"Its pixels are {image.mode}, which have more than 8 bits. Say under [preprocess] "
+                "of the model card which value is white: white16 = 65535 where all 16 bits are "
+                "used, 4095 where 12 are; or convert the pictures to 8 bits."
+            )
+        if self.channels == "rgba" and not _has_fourth_band(image):
             raise CalibrationError(
                 f"It has no fourth band (its pixels are {image.mode}), and the model takes one: "
                 "preprocess.channels is rgba. Use PNG or TIFF files with four bands, the fourth "
                 "stored as unassociated alpha."
             )
-        if mode == "L" and image.mode != "L":
-            image = image.convert("RGB")  # so that the way to grey is one, whatever the file holds
-        return upright(image.convert(mode), turned)
 
     def _eight_bits(self, image: Image.Image) -> Image.Image:
         """A greyscale picture of more than 8 bits as one of 8, by `white16`.
 
         Pillow would clip its values to 255 and give a white picture.
         """
-        if self.white16 is None:
-            raise CalibrationError(
-                f"Its pixels are {image.mode}, which have more than 8 bits. Say under [preprocess] "
-                "of the model card which value is white: white16 = 65535 where all 16 bits are "
-                "used, 4095 where 12 are; or convert the pictures to 8 bits."
-            )
+        assert self.white16 is not None  # see check
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > _WHITEST:
             raise CalibrationError(
@@ -332,9 +342,15 @@ class Preprocess:
             return self.pixels(image)
 
 
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
 def _has_fourth_band(image: Image.Image) -> bool:
     """Whether a picture has alpha in any of the forms in which files keep it."""
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    return image.mode in ("RGBA", "LA", "PA") or (
+        "transparency" in image.info and not _is_deep(image)
+    )
 
 
 def _numbers(name: str, values: object) -> tuple[float, ...]:

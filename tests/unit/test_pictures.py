@@ -11,7 +11,7 @@ from PIL import EpsImagePlugin, Image
 
 from gnet_opt.bench.worker import _Worker
 from gnet_opt.errors import CalibrationError
-from gnet_opt.images import SUFFIXES, ImageSet
+from gnet_opt.images import ImageSet
 from gnet_opt.pictures import FORMATS, count_turned, note_turned, open_picture, orientation
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import silent
@@ -153,11 +153,6 @@ def test_pictures_are_opened_in_one_place() -> None:
                 continue
             found = re.findall(r"Image\.open\((?!.*formats=).*", path.read_text(encoding="utf-8"))
             assert not found, f"{path}: {found[0]}"
-
-
-def test_every_ending_of_a_set_has_a_reader() -> None:
-    readable = {ending for endings in FORMATS.values() for ending in endings}
-    assert readable >= SUFFIXES
 
 
 def test_the_pictures_of_phones_are_read(tmp_path: Path) -> None:

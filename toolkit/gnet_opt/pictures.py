@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from gnet_opt.errors import CalibrationError
+from gnet_opt.errors import CalibrationError, shown
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -83,17 +83,17 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Image.Ima
         with Image.open(source, formats=tuple(FORMATS)) as image:
             yield image
     except CalibrationError as error:  # says what to do, but not with which file
-        raise CalibrationError(f"{path}: {error}") from error
+        raise CalibrationError(f"{shown(path)}: {error}") from error
     except UnidentifiedImageError as error:
         raise CalibrationError(
-            f"{path} cannot be read as a picture (it is {_kind(path, content)}; what is read is "
+            f"{shown(path)} cannot be read as a picture (it is {_kind(path, content)}; what is read is "
             f"{', '.join(FORMATS)}). Remove or replace the file."
         ) from error
     # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
     # SyntaxError, struct.error, a decompression bomb and more.
     except Exception as error:
         raise CalibrationError(
-            f"{path} cannot be read as a picture ({error}). Remove or replace the file."
+            f"{shown(path)} cannot be read as a picture ({shown(error)}). Remove or replace the file."
         ) from error
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gnet_opt.errors import CalibrationError, ConfigError
+from gnet_opt.errors import CalibrationError, ConfigError, shown
 from gnet_opt.pictures import open_picture, orientation, resize, upright
 from gnet_opt.runtime import InputArray
 
@@ -170,7 +170,8 @@ class Preprocess:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(
-                f"preprocess.{unknown[0]} is not known; the keys are {', '.join(sorted(known))}."
+                f"preprocess.{shown(unknown[0], 80)} is not known; the keys are "
+                f"{', '.join(sorted(known))}."
             )
         arguments = dict(values)
         alpha = arguments.pop("alpha", None)
@@ -372,10 +373,9 @@ def _is_number(value: object) -> bool:
 def _shown(value: object) -> str:
     """A value of a table for a message, whatever it is."""
     try:
-        text = repr(value)
+        return shown(repr(value), 80)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of itself
         return "beyond all measure"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 IMAGENET = Preprocess()

@@ -59,7 +59,8 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f"#!/bin/sh\ntouch '{mark}'\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # what Pillow found before
+    # What Pillow found before; 9.4 does not keep it.
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None, raising=False)
     return mark
 
 
@@ -73,7 +74,6 @@ def disguised(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(not hasattr(EpsImagePlugin, "gs_binary"), reason="Pillow finds gs otherwise")
 def test_the_trap_works(ghostscript: Path, disguised: Path) -> None:
     with Image.open(disguised) as image, pytest.raises(Exception):  # noqa: B017
         image.load()
@@ -286,7 +286,7 @@ def test_the_note_says_how_many_and_which_rule(tmp_path: Path) -> None:
 def test_what_the_preprocess_cannot_use_is_told_by_the_head_alone(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.new("I;16", (20, 20), 1000).save(path)
-    with pytest.raises(CalibrationError, match=r"deep\.png: Its pixels are I;16, .*white16"):
+    with pytest.raises(CalibrationError, match=r"deep\.png: Its pixels are I(;16)?, .*white16"):
         note_turned({"calibration": [path]}, "as stored", SMALL.check)
     deep = Preprocess(resize=16, crop=16, white16=65535)
     assert note_turned({"calibration": [path]}, "as stored", deep.check) == ""

@@ -94,6 +94,13 @@ def test_training_leaves_weights_labels_and_a_card(
     assert said[0].startswith("Epoch 1 of 2: loss ") and "validation top-1" in said[0]
 
 
+def test_training_needs_three_planes(colors: ImageSet, tmp_path: Path) -> None:
+    gray = Preprocess(resize=40, crop=32, channels="gray")
+    with pytest.raises(ConfigError, match=r"preprocess\.channels is gray, but what is trained is"):
+        train(colors, tmp_path / "out", tiny(), preprocess=gray)
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_learns(colors: ImageSet, other_colors: ImageSet, tmp_path: Path) -> None:
     recipe = tiny(epochs=5, averaging=0.5, dropout=0.0, auxiliary_dropout=0.0, photometric=0.1)
 

@@ -86,8 +86,8 @@ def open_picture(path: Path, content: bytes | None = None) -> Iterator[Image.Ima
         raise CalibrationError(f"{shown(path)}: {error}") from error
     except UnidentifiedImageError as error:
         raise CalibrationError(
-            f"{shown(path)} cannot be read as a picture (it is {_kind(path, content)}; what is read "
-            f"is {', '.join(FORMATS)}). Remove or replace the file."
+            f"{shown(path)} cannot be read as a picture (it is {_kind(path, content)}; what is "
+            f"read is {', '.join(FORMATS)}). Remove or replace the file."
         ) from error
     # Pillow's readers have no common error: a damaged file raises OSError, ValueError,
     # SyntaxError, struct.error, a decompression bomb and more.

@@ -16,7 +16,8 @@ from gnet_opt.target import Target
 
 FloatArray = npt.NDArray[np.float32]
 InputArray = npt.NDArray[Any]
-"""What a model takes: float32 (N, 3, height, width), or uint8 pixels (N, height, width, 3), RGB."""
+"""What a model takes: float32 (N, planes, height, width), or uint8 (N, height, width, planes), which
+are pixels: RGB, grey or RGBA."""
 
 NodeKind = Literal[
     "layer", "concat", "elementwise", "lrn", "pool", "quantize", "reorder", "softmax", "other"
@@ -174,9 +175,9 @@ class Runner(Protocol):
         """Compute logits.
 
         Args:
-            batch: float32 of shape (N, 3, height, width), preprocessed, or for a model with such
-                an input uint8 pixels of shape (N, height, width, 3), RGB. Models of fixed batch 1
-                take N = 1 only.
+            batch: float32 of shape (N, planes, height, width), preprocessed, or for a model with
+                such an input uint8 pixels of shape (N, height, width, planes). Models of fixed
+                batch 1 take N = 1 only.
 
         Returns:
             float32 of shape (N, classes), not aliased by later calls.
@@ -310,8 +311,8 @@ def run_all(runner: Runner, inputs: Iterable[InputArray]) -> FloatArray:
 
     Args:
         runner: The model.
-        inputs: float32 arrays of shape (3, height, width), or uint8 pixels of shape
-            (height, width, 3), as the model takes them.
+        inputs: float32 arrays of shape (planes, height, width), or uint8 pixels of shape
+            (height, width, planes), as the model takes them.
 
     Returns:
         float32 of shape (number of inputs, classes).

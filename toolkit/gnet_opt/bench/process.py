@@ -75,8 +75,8 @@ class WorkerProcess:
         Args:
             subject: What to load.
             picture: A .npy file with one or more pictures as the artifact takes them: float32 of
-                shape (N, 3, height, width), or uint8 of shape (N, height, width, 3). The first of
-                them is run.
+                shape (N, planes, height, width), or uint8 of shape (N, height, width, planes). The
+                first of them is run.
             threads: CPU threads, or None for the runtime's own choice.
             timeout: Longest time to wait, in seconds.
 
@@ -121,8 +121,8 @@ class WorkerProcess:
         """Run what was loaded on single pictures, one after the other.
 
         Args:
-            pictures: A .npy file, float32 of shape (N, 3, height, width), or uint8 of shape
-                (N, height, width, 3).
+            pictures: A .npy file, float32 of shape (N, planes, height, width), or uint8 of shape
+                (N, height, width, planes).
             logits: A .npy file for the worker to write.
             timeout: Longest time to wait, in seconds.
 

@@ -64,8 +64,8 @@ def calibrate(
 
     Args:
         model: The float file, as `gnet_opt.stages` exports it.
-        inputs: Preprocessed calibration pictures, float32 of shape (3, height, width) each. They
-            are read once and not kept: memory does not grow with their number.
+        inputs: Preprocessed calibration pictures, float32 of shape (planes, height, width) each.
+            They are read once and not kept: memory does not grow with their number.
         histograms: Whether to count how often values occur, without which there is only the
             method minmax. Counting takes a third of the time (GoogLeNet on two cores: 38 and
             27 ms a picture).

@@ -45,7 +45,7 @@ def collect(
     Args:
         model: The float ONNX file.
         regions: What `find_regions` found in it.
-        inputs: Preprocessed pictures, float32 of shape (3, height, width) each.
+        inputs: Preprocessed pictures, float32 of shape (planes, height, width) each.
         histograms: Whether to count how often values occur.
         threads: CPU threads, of which `_MOST_AT_A_TIME` are used at most, or None for one a core.
 

@@ -101,7 +101,7 @@ def run_graph(graph: ir.Model, images: FloatArray, *, optimize: bool = True) -> 
 
     Args:
         graph: One input, one output.
-        images: float32 of shape (N, 3, H, W).
+        images: float32 of shape (N, planes, H, W).
         optimize: Whether ONNX Runtime may rewrite the graph first.
 
     Returns:

@@ -16,8 +16,8 @@ from gnet_opt.target import Target
 
 FloatArray = npt.NDArray[np.float32]
 InputArray = npt.NDArray[Any]
-"""What a model takes: float32 (N, planes, height, width), or uint8 (N, height, width, planes), which
-are pixels: RGB, grey or RGBA."""
+"""What a model takes: float32 (N, planes, height, width), or uint8 (N, height, width, planes):
+pixels, which are RGB, grey or RGBA."""
 
 NodeKind = Literal[
     "layer", "concat", "elementwise", "lrn", "pool", "quantize", "reorder", "softmax", "other"

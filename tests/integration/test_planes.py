@@ -213,8 +213,7 @@ def test_one_output_tells_two_classes_apart(
     files = sorted((root / "gray evaluation").iterdir())
     inputs = torch.from_numpy(np.stack([model.preprocess.load(path) for path in files]))
     outputs = model.module(inputs)[:, 0].tolist()
-    cut = sorted(outputs)[len(outputs) // 2]
-    assert min(outputs) > threshold or max(outputs) > threshold
+    assert 4 <= sum(output > threshold for output in outputs) <= 12
     images = tmp_path / "images"
     wrong = 3
     for index, (path, output) in enumerate(zip(files, outputs, strict=True)):
@@ -222,7 +221,6 @@ def test_one_output_tells_two_classes_apart(
         folder = images / ({"yes": "no", "no": "yes"}[right] if index < wrong else right)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    assert cut != threshold
     done = gnet_opt(
         "quantize", root / f"{name}.toml", "--calibration", root / "gray calibration", "--eval",
         images, "--target", "openvino-cpu", "--threads", "1", "-o", tmp_path / "b", "--max-drop",
@@ -232,11 +230,12 @@ def test_one_output_tells_two_classes_apart(
     manifest = Bundle.open(tmp_path / "b").manifest
     assert manifest["model"]["threshold"] == threshold
     assert manifest["accuracy"]["float"] == {"top1": 100 * (16 - wrong) / 16, "top5": None}
+    assert manifest["accuracy"]["agreement"] >= 100 * 14 / 16
     assert any("above" in note and "class 1 (yes)" in note for note in manifest["notes"])
     for spec in (root / f"{name}.toml", tmp_path / "b"):
         done = gnet_opt("evaluate", spec, "--images", images, "--json", "--reference")
         assert done.code == 0, done.err
-        assert done.json["top1"] >= 100 * (16 - wrong - 1) / 16
+        assert abs(done.json["top1"] - 100 * (16 - wrong) / 16) <= 100 * 2 / 16
         assert any("class 1 (yes)" in note for note in done.json["notes"])
     shutil.rmtree(images / "yes")
     done = gnet_opt("evaluate", tmp_path / "b", "--images", images, "--json", "--reference")

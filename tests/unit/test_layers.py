@@ -17,7 +17,7 @@ ROOT = Path(gnet_opt.__file__).parent
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     # 0: errors and small helpers
-    ("telemetry", "errors", "progress", "paths", "versions", "files", "machine"),
+    ("telemetry", "printable", "errors", "progress", "paths", "versions", "files", "machine"),
     # 1: values and protocols
     (
         "target",

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gnet_opt.printable import one_line
+
 
 class GnetOptError(Exception):
-    """Base of every error that gnet-opt raises on purpose."""
+    """Base of every error that gnet-opt raises on purpose.
+
+    Its text is for people, whatever the files hold that it speaks of: on one line, without control
+    characters, and not too long. Further arguments are what the message lists, a line each.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n  - ".join(one_line(str(part)) for part in self.args)
 
 
 class ConfigError(GnetOptError):

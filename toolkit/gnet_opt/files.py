@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_opt.errors import ConfigError
+from gnet_opt.printable import printable_json
 
 _UMASK_LOCK = threading.Lock()
 
@@ -49,8 +50,12 @@ def sha256_text(text: str) -> str:
 
 
 def dump_json(value: Any) -> str:
-    """JSON as gnet-opt writes it: sorted keys, two spaces, a newline at the end, no NaN."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON as gnet-opt writes it: sorted keys, two spaces, a newline at the end, no NaN.
+
+    Whatever the strings hold, the text can be written as UTF-8 and shown on a terminal.
+    """
+    document = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return printable_json(document) + "\n"
 
 
 @contextlib.contextmanager

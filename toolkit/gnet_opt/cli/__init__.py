@@ -6,15 +6,18 @@ Only what `--help` needs is imported here; each command imports its own work whe
 from __future__ import annotations
 
 import errno
+import io
 import re
 import signal
 import sys
 import threading
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
 
 from gnet_opt.cli import base, bench, commands, compare
+from gnet_opt.cli.console import say
 from gnet_opt.errors import ConfigError, GnetOptError
 
 COMMANDS = (bench, commands, compare)
@@ -26,6 +29,7 @@ _INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of its error, or 0."""
+    sys.excepthook = _show_traceback
     if hasattr(signal, "pthread_kill"):
         sys.unraisablehook = _interrupt_again
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -46,12 +50,14 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _interrupted()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"))
         return ConfigError.exit_code
     except GnetOptError as error:
         if verbose and error.__cause__ is not None:
-            _print_traceback(error)
-        click.echo(f"gnet-opt: {error}", err=True)
+            _show_traceback(type(error), error, error.__traceback__)
+        say(f"gnet-opt: {error}")
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output went away, as `head` does.
@@ -61,12 +67,11 @@ def run(arguments: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         if verbose:
-            _print_traceback(error)
+            _show_traceback(type(error), error, error.__traceback__)
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(
+        say(
             f"gnet-opt: {error.strerror}{where}. Nothing half-written was left behind; free or "
-            "choose another place with --output, then run the command again.",
-            err=True,
+            "choose another place with --output, then run the command again."
         )
         return GnetOptError.exit_code
     except RuntimeError as error:
@@ -78,7 +83,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _interrupted() -> int:
-    click.echo("Interrupted. Nothing half-written was left behind.", err=True)
+    say("Interrupted. Nothing half-written was left behind.")
     return _INTERRUPTED
 
 
@@ -105,7 +110,9 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _print_traceback(error: BaseException) -> None:
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
     import traceback
 
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(kind, error, where)).rstrip("\n"))

@@ -1,13 +1,19 @@
-"""Where the command line writes: results to stdout, everything else to stderr."""
+"""Where the command line writes: results to stdout, everything else to stderr.
+
+All that is shown goes through here: names, notes, errors and log lines come from files and devices
+of others, and none of their characters steers the terminal.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gnet_opt.files import dump_json
+from gnet_opt.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +44,7 @@ class Output:
     def note(self, text: str) -> None:
         """Tell the user something beside the result."""
         if not self.quiet:
-            _console(stderr=True).print(text, style="dim", markup=False, highlight=False)
+            _console(stderr=True).print(text, style="dim")
 
     def stderr(self) -> Console:
         """The console for what is shown while work goes on."""
@@ -46,16 +52,16 @@ class Output:
 
     def result(self, value: Any, *renderables: Any) -> None:
         """Print a result: as JSON, or as what is given to show it."""
-        import click
-
         if self.json:
+            import click
+
             click.echo(dump_json(value), nl=False)
             return
         console = _console(stderr=False)
         for renderable in renderables:
             # Sentences are not broken: a path or a command in them is there to be copied.
             whole = isinstance(renderable, str)
-            console.print(renderable, markup=False, highlight=False, soft_wrap=whole)
+            console.print(renderable, soft_wrap=whole)
 
     def progress(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """The `Progress` of the command line: a bar on stderr, with the time left."""
@@ -67,6 +73,7 @@ class Output:
             TimeRemainingColumn,
         )
 
+        label = printable(label)
         console = _console(stderr=True)
         if os.environ.get(_PROGRESS) == "lines":
             yield from _lines(items, label, total)
@@ -93,10 +100,31 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
         yield item
 
 
-def _console(*, stderr: bool) -> Console:
+def say(text: str) -> None:
+    """Write a text to stderr as it is, but for control characters."""
+    import click
+
+    click.echo(printable(text), err=True)
+
+
+@functools.cache
+def _terminal() -> type[Console]:
     from rich.console import Console
 
-    console = Console(stderr=stderr, soft_wrap=stderr)
+    class Terminal(Console):
+        """Every string of a table or of a sentence becomes text here, before it is laid out."""
+
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(printable(text), **options)
+
+    return Terminal
+
+
+def _console(*, stderr: bool) -> Console:
+    # Nothing in a text is a style or a picture, only what is given as such.
+    console = _terminal()(
+        stderr=stderr, soft_wrap=stderr, markup=False, emoji=False, highlight=False
+    )
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console

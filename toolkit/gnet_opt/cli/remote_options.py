@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gnet_opt.cli import base
-from gnet_opt.cli.console import Output
+from gnet_opt.cli.console import Output, say
 
 if TYPE_CHECKING:
     from gnet_opt.errors import GnetOptError
@@ -152,7 +152,7 @@ class There:
         if not self.fleet:
             raise failed[0][1]
         for device, error in failed:
-            click.echo(f"{device.name}: {error}", err=True)
+            say(f"{device.name}: {error}")
         names = ", ".join(device.name for device, _ in failed)
         raise RemoteError(f"{len(failed)} of {len(failures)} devices failed: {names}.")
 
@@ -282,7 +282,6 @@ def _board(devices: Sequence[Device], output: Output) -> Iterator[Callable[[Devi
     """One line a device that tells what it does: rewritten on a terminal, else printed anew."""
     from rich.live import Live
     from rich.table import Table
-    from rich.text import Text
 
     console = output.stderr()
     latest = dict.fromkeys((device.name for device in devices), "connecting")
@@ -304,7 +303,7 @@ def _board(devices: Sequence[Device], output: Output) -> Iterator[Callable[[Devi
         made = Table.grid(padding=(0, 2))
         seconds = f"{time.monotonic() - began:.0f} s"
         for name, text in latest.items():
-            made.add_row(Text(name), Text(text), seconds)
+            made.add_row(name, text, seconds)
         return made
 
     with Live(get_renderable=grid, console=console, refresh_per_second=2, transient=True):

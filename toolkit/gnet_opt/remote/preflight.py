@@ -138,10 +138,9 @@ class Report:
         """An error that tells all problems at once, or None where there are none."""
         if not self.problems:
             return None
-        listed = "\n".join(f"  - {problem}" for problem in self.problems)
         return RemoteError(
-            f"{place} cannot do this yet; nothing was copied to it, and nothing changed there:\n"
-            f"{listed}"
+            f"{place} cannot do this yet; nothing was copied to it, and nothing changed there:",
+            *self.problems,
         )
 
 

@@ -254,6 +254,8 @@ def evaluate(
     if classes == 1:
         notes.append(binary.sentence(threshold, labels or images.classes))
     scored = accuracy.score(logits, images.labels, threshold=threshold)
+    if note := accuracy.chance_note(scored, images.labels):
+        notes.append(note)
     return {
         "backend": backend,
         "ci95": list(accuracy.wilson(scored.top1, len(images))),

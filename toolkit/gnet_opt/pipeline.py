@@ -417,6 +417,7 @@ class _Build:
             )
             if self._float_logits is None:
                 self._float_logits = logits[_FLOAT]
+                self._note_chance(job.evaluation.labels)
             logits[_FLOAT] = self._float_logits
             return {
                 candidate.name: {
@@ -432,6 +433,14 @@ class _Build:
                 }
                 for candidate in candidates
             }
+
+    def _note_chance(self, labels: Sequence[int] | None) -> None:
+        """Say where the network is no better than guessing, whatever quantization does."""
+        if labels is None or self._float_logits is None:
+            return
+        scored = accuracy.score(self._float_logits, labels, threshold=self._threshold)
+        if note := accuracy.chance_note(scored, labels):
+            self._notes.append(note)
 
     def _time(self, candidates: Sequence[_Candidate]) -> latency.LatencyReport | None:
         """The latency of each beside the target's own float, or None where it is not to be had."""

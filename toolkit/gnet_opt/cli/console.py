@@ -42,9 +42,10 @@ class Output:
     verbose: bool = False
 
     def note(self, text: str) -> None:
-        """Tell the user something beside the result."""
+        """Tell the user something beside the result; what begins with `Warning:` in bold."""
         if not self.quiet:
-            _console(stderr=True).print(text, style="dim")
+            style = "bold" if text.startswith("Warning:") else "dim"
+            _console(stderr=True).print(text, style=style)
 
     def stderr(self) -> Console:
         """The console for what is shown while work goes on."""

@@ -148,7 +148,8 @@ def _for_planes(usual: Preprocess, planes: int) -> Preprocess:
     """The same for another number of channels: grey, or colour and a band that nobody knows."""
     if planes == 3:
         return usual
-    mean, std = sum(usual.mean) / 3, sum(usual.std) / 3
+    # Without the last bits that the sum has in binary: 114.495, as it would be written.
+    mean, std = (round(sum(values) / 3, 6) for values in (usual.mean, usual.std))
     if planes == 1:
         return dataclasses.replace(usual, channels="gray", mean=(mean,), std=(std,))
     # A fourth channel goes behind RGB, whatever the order of the colours was.

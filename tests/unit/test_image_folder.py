@@ -302,6 +302,24 @@ def test_the_exact_name_wins(tmp_path: Path) -> None:
     assert (images.labels, images.notes) == ((1, 0), ())
 
 
+def test_classes_txt_in_another_spelling_and_one_that_does_not_fit(tmp_path: Path) -> None:
+    touch(tmp_path, "ox-eye/1.png", "Rose/2.png")
+    (tmp_path / "classes.txt").write_text("rose\nox eye\n")
+    images = ImageSet.open(tmp_path)
+    assert (images.labels, images.classes) == ((0, 1), ("rose", "ox eye"))
+    assert images.notes == (
+        f"{tmp_path}: class names in another spelling were matched: Rose is rose, "
+        "ox-eye is ox eye.",
+    )
+    touch(tmp_path, "rose/3.png")
+    with pytest.raises(CalibrationError, match=r"Two folders of .* are the same class of "):
+        ImageSet.open(tmp_path)
+    (tmp_path / "classes.txt").write_text("rose\n")
+    assert ImageSet.open(tmp_path).classes == ("Rose", "ox-eye", "rose")
+    (note,) = ImageSet.open(tmp_path).notes
+    assert note == f"{tmp_path / 'classes.txt'} does not list ox-eye, so it is not used."
+
+
 def test_a_folder_around_the_classes_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "flowers/daisy/1.png", "flowers/rose/2.png")
     images = ImageSet.open(tmp_path)
@@ -310,6 +328,8 @@ def test_a_folder_around_the_classes_is_named(tmp_path: Path) -> None:
         f"{tmp_path} has one class, flowers, with pictures in daisy, rose. If those are the "
         f"classes, pass {tmp_path / 'flowers'}.",
     )
+    assert ImageSet.open(tmp_path, classes=["Flowers", "trees"]).classes == ("Flowers", "trees")
+    assert "If those" not in str(ImageSet.open(tmp_path, classes=["Flowers", "trees"]).notes)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", os.fsdecode(b"\xff")])

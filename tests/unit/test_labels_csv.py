@@ -134,6 +134,13 @@ def test_excels_own_first_line_and_blank_lines(tmp_path: Path) -> None:
     assert refused(tmp_path, text).startswith("TABLE, line 4: ")
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_table_with_a_column_of_numbers_as_pandas_writes_it(tmp_path: Path, end: str) -> None:
+    text = end.join([",file,label", "0,2.png,1.0", "1,0.png,0.0", ""])
+    images = ImageSet.open(in_table(tmp_path, text))
+    assert (names(images), images.labels) == (["2.png", "0.png"], (1, 0))
+
+
 def test_backslashes_separate_folders(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "a b" / "x.png", 0)
     draw(tmp_path / "odd\\name.png", 1)

@@ -6,10 +6,10 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gnet_opt.class_names import counted_otherwise, number
+from gnet_opt.class_names import Names, Numbering, counted_otherwise, number, plain
 from gnet_opt.errors import CalibrationError, listed, shown
 from gnet_opt.pictures import FORMATS
 
@@ -216,34 +216,60 @@ def read(
             )
         files = tuple(folder / name for name in sorted(listing.pictures))
         return Found(files=files, notes=_notes(folder, passed))
-    _check_classes(folder, pictures, {*own, *known})
+    _check_classes(folder, pictures, {plain(name) for name in (*own, *known)})
     for name in listing.pictures:
         passed.add("pictures in no class folder", str(folder / name))
-    if own and set(names) <= set(own):
-        numbering = number(own, known, shown(folder / "classes.txt"))
-        indices = tuple(numbering.indices[own.index(name)] for name in names)
-        notes = numbering.notes
-    else:
-        numbering = number(names, known, where)
-        indices, notes = numbering.indices, numbering.notes
-        if numbering.classes == tuple(names) != tuple(known) and counted_otherwise(names):
-            notes = (*notes, _order_of_numbers(folder, names))
-    notes = (*notes, *_wrapped(folder, pictures), *_notes(folder, passed))
+    numbering = _number(folder, names, own, known)
+    notes = numbering.notes
+    if numbering.classes == tuple(names):
+        notes = (*notes, *_wrapped(folder, pictures))
+    notes = (*notes, *_notes(folder, passed))
     return Found(
         files=tuple(path for name in names for path in pictures[name]),
         labels=tuple(
-            index for index, name in zip(indices, names, strict=True) for _ in pictures[name]
+            index
+            for index, name in zip(numbering.indices, names, strict=True)
+            for _ in pictures[name]
         ),
         classes=numbering.classes,
         notes=notes,
     )
 
 
+def _number(
+    folder: Path, names: Sequence[str], own: Sequence[str], known: Sequence[str]
+) -> Numbering:
+    """The class index of each folder: as its `classes.txt` says if that lists all of them."""
+    where, beside = shown(folder), shown(folder / "classes.txt")
+    table = Names(own)
+    places = [table.find(name, where) for name in names]
+    listed_all = [place for place in places if place is not None]
+    if own and len(listed_all) == len(names):
+        if len(set(listed_all)) < len(names):
+            raise CalibrationError(
+                f"Two folders of {where} are the same class of {beside}. Put the pictures into one."
+            )
+        whole = number(own, known, beside)
+        indices = tuple(whole.indices[place] for place in listed_all)
+        notes = (*table.note(where), *whole.notes)
+        return Numbering(indices=indices, classes=whole.classes, notes=notes)
+    found = number(names, known, where)
+    notes = found.notes
+    if own:
+        stranger = names[places.index(None)]
+        notes = (*notes, f"{beside} does not list {shown(stranger)}, so it is not used.")
+    if found.classes == tuple(names) != tuple(known) and counted_otherwise(names):
+        notes = (*notes, _order_of_numbers(folder, names))
+    return replace(found, notes=notes)
+
+
 def _check_classes(folder: Path, pictures: dict[str, tuple[Path, ...]], classes: set[str]) -> None:
     """Refuse folders that are parts of a set, and names that no list of classes can hold."""
     filled = [name for name, files in pictures.items() if files]
     parts = [
-        name for name in filled if name.lower() in _TRAINING | _OTHER_PARTS and name not in classes
+        name
+        for name in filled
+        if name.lower() in _TRAINING | _OTHER_PARTS and plain(name) not in classes
     ]
     # "train" alone among others can be a class: the vehicle.
     both = {name.lower() in _TRAINING for name in parts} == {True, False}

@@ -209,8 +209,9 @@ def _file(folder: Path, cell: str, where: str) -> Path:
         raise CalibrationError(f"{where} names no file. Correct the column file.")
     # With slashes first: a backslash is what separates folders on Windows.
     for text in dict.fromkeys((cell.replace("\\", "/"), cell)):
-        if is_file(folder / text):
-            return folder / text
+        path = folder / text
+        if is_file(path):
+            return path
     foreign = re.match(r"[A-Za-z]:[\\/]|\\\\", cell)
     way = (
         "Write paths relative to the folder of labels.csv" if foreign else "Correct the column file"
@@ -219,8 +220,11 @@ def _file(folder: Path, cell: str, where: str) -> Path:
 
 
 def _is_outside(cell: str) -> bool:
-    path = Path(cell.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
+    text = cell.replace("\\", "/")
+    # The usual case first: a set may have a million lines.
+    return (text[0] == "/" or ".." in text or ":" in text) and (
+        Path(text).is_absolute() or ".." in Path(text).parts
+    )
 
 
 def _index(text: str, names: Names, where: str) -> int:

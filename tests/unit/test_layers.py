@@ -88,6 +88,7 @@ MAY_IMPORT_AT_TOP = {
     "quantization.describe": {"onnx_ir"},
     "quantization.dla": {"onnx_ir"},
     "quantization.equalize": {"onnx_ir"},
+    "quantization.external": {"onnx_ir"},
     "quantization.graph": {"onnx_ir"},
     "quantization.half": {"onnx", "onnx_ir"},
     "quantization.lint": {"onnx_ir"},

@@ -501,6 +501,10 @@ def _onnx_of(
     path = Path(spec)
     if not path.is_file():
         raise ModelError(f"{path} does not exist. Pass an ONNX file, a bundle or a model.")
+    if find_spec("onnx_ir") is not None:  # else, as on a device, the runtime's own check is left
+        from gnet_opt.quantization.regions import load_graph
+
+        load_graph(path)
     kind, planes = input_form(path)
     preprocess = Preprocess(channels="gray") if planes == 1 else IMAGENET
     labels: tuple[str, ...] = ()

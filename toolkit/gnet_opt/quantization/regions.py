@@ -25,6 +25,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from gnet_opt.errors import ModelError
+from gnet_opt.quantization.external import check_external_data
 
 _COMPUTE = frozenset({"Conv", "Gemm"})
 _SUMS = frozenset({"GlobalAveragePool"})
@@ -53,7 +54,7 @@ def load_graph(path: Path) -> ir.Model:
     """Read an ONNX file.
 
     Raises:
-        ModelError: The file is no valid ONNX file.
+        ModelError: The file is no valid ONNX file, or has data in files outside its folder.
     """
     try:
         model = ir.load(path, format="protobuf")  # whatever the suffix says
@@ -69,6 +70,7 @@ def load_graph(path: Path) -> ir.Model:
         raise ModelError(f"{path} is not a complete ONNX file. Export it again.") from error
     if not len(model.graph):  # an empty file is valid protobuf
         raise ModelError(f"{path} has no nodes. Export it again.")
+    check_external_data(model, path)
     return model
 
 

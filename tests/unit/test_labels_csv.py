@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gnet_opt.errors import CalibrationError, GnetOptError
 from gnet_opt.images import ImageSet
+from gnet_opt.printable import one_line
 from image_sets import draw, in_table, names
 
 
@@ -91,8 +92,8 @@ def refused(folder: Path, text: str | bytes, classes: list[str] | None = None) -
     (folder / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CalibrationError) as caught:
         ImageSet.open(folder, classes=classes or [])
-    said = str(caught.value)
-    assert said.isprintable()
+    said: str = caught.value.args[0]
+    assert said == one_line(said) and "\t" not in said
     assert len(said) < 800
     return said.replace(str(folder / "labels.csv"), "TABLE")
 
@@ -283,4 +284,5 @@ def test_no_bytes_are_a_fault_of_ours(
     (folder / "labels.csv").write_bytes(header + data)
     with pytest.raises(GnetOptError) as caught:
         ImageSet.open(folder, classes=["a"])
-    assert str(caught.value).isprintable()
+    said = caught.value.args[0]
+    assert said == one_line(said) and "\t" not in said

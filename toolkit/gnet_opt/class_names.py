@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gnet_opt.errors import CalibrationError, listed, shown
+from gnet_opt.errors import CalibrationError
+from gnet_opt.printable import listed, shown
 
 _SEPARATORS = re.compile(r"[\s_-]+")
 

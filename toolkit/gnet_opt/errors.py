@@ -5,8 +5,6 @@ A message says what failed, where, and what to do now. Anything else that escape
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gnet_opt.printable import one_line
 
 
@@ -89,26 +87,3 @@ def require(module: str, extra: str, purpose: str) -> None:
             f"{module} is needed to {purpose}, and it is not installed. "
             f'Install it with: pip install "gnet-opt[{extra}]"'
         )
-
-
-def shown(text: object, longest: int = 300) -> str:
-    """A text from a file or of a file's name as a message may hold it.
-
-    Whatever cannot be printed, such as control characters, stands as an escape sequence, and the
-    middle of a text that is longer than `longest` characters is left out.
-    """
-    whole = str(text)
-    if len(whole) > longest:
-        whole = f"{whole[: longest // 2]}...{whole[-longest // 2 :]}"
-    if whole.isprintable():
-        return whole
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
-        for one in whole
-    )
-
-
-def listed(texts: Iterable[str], most: int = 3) -> str:
-    """The first few of some texts for a message, with dots where there are more."""
-    found = list(texts)
-    return ", ".join([*found[:most], "..."] if len(found) > most else found)

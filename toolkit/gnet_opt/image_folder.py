@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gnet_opt.class_names import Names, Numbering, counted_otherwise, number, plain
-from gnet_opt.errors import CalibrationError, listed, shown
+from gnet_opt.errors import CalibrationError
 from gnet_opt.pictures import FORMATS
+from gnet_opt.printable import listed, shown
 
 SUFFIXES = frozenset(ending for endings in FORMATS.values() for ending in endings)
 """The endings of picture files, in lower case. torchvision's (`datasets.folder.IMG_EXTENSIONS`) are

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from gnet_opt import image_folder, labels_csv, texts
-from gnet_opt.errors import CalibrationError, listed, shown
+from gnet_opt.errors import CalibrationError
 from gnet_opt.files import is_file, sha256_file, sha256_text
 from gnet_opt.pictures import open_picture
+from gnet_opt.printable import listed, shown
 
 _TABLE = "labels.csv"
 

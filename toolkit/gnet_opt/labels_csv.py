@@ -11,9 +11,10 @@ from pathlib import Path
 
 from gnet_opt import texts
 from gnet_opt.class_names import Names, number, plain
-from gnet_opt.errors import CalibrationError, listed, shown
+from gnet_opt.errors import CalibrationError
 from gnet_opt.files import is_file
 from gnet_opt.image_folder import Found
+from gnet_opt.printable import listed, shown
 
 _FILE = ("file", "path", "filename", "image", "image_path", "img")
 _LABEL = ("label", "class", "target", "category", "class_id")

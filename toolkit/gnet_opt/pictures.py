@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from gnet_opt.errors import CalibrationError, shown
+from gnet_opt.errors import CalibrationError
+from gnet_opt.printable import shown
 
 FORMATS = {
     "BMP": (".bmp",),

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gnet_opt.errors import CalibrationError, ConfigError, shown
+from gnet_opt.errors import CalibrationError, ConfigError
 from gnet_opt.pictures import open_picture, orientation, resize, upright
+from gnet_opt.printable import shown
 from gnet_opt.runtime import InputArray
 
 FloatArray = npt.NDArray[np.float32]

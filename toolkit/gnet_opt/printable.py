@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 LONGEST = 1200
 """How many characters of a message are shown: a value out of a file can have any length."""
@@ -34,6 +35,20 @@ def one_line(text: str) -> str:
         return line
     left_out = len(line) - LONGEST
     return f"{line[: LONGEST - _END]} [{left_out} characters left out] {line[-_END:]}"
+
+
+def shown(text: object, longest: int = 300) -> str:
+    """A name or another value as a part of a message: on one line, and cut in the middle."""
+    whole = str(text)
+    if len(whole) > longest:
+        whole = f"{whole[: longest // 2]}...{whole[-longest // 2 :]}"
+    return printable(whole).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def listed(texts: Iterable[str], most: int = 3) -> str:
+    """The first few of some texts for a message, with dots where there are more."""
+    found = list(texts)
+    return ", ".join([*found[:most], "..."] if len(found) > most else found)
 
 
 def printable_json(document: str) -> str:

@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from gnet_opt.errors import CalibrationError, shown
+from gnet_opt.errors import CalibrationError
+from gnet_opt.printable import shown
 
 _LONGEST = 1 << 16
 """Characters of a line; more is no text that a person or a spreadsheet wrote."""

@@ -7,7 +7,8 @@ from pathlib import Path, PureWindowsPath
 
 import onnx_ir as ir
 
-from gnet_opt.errors import ModelError, shown
+from gnet_opt.errors import ModelError
+from gnet_opt.printable import shown
 
 
 def check_external_data(model: ir.Model, path: Path) -> None:

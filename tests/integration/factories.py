@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms import Normalize
 
 import networks
 
@@ -88,3 +89,24 @@ def check_hostile() -> float:
     images = torch.from_numpy(networks.pictures(8))
     with torch.no_grad():
         return float(np.abs((small()(images) - hostile()(images)).numpy()).max())
+
+
+class Outputs(nn.Module):
+    """`small` behind a normalisation of its own, with its features beside its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.network = small()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features: list[torch.Tensor] = []
+        handle = self.network.fc.register_forward_pre_hook(lambda _, x: features.append(x[0]))
+        logits = self.network(self.normalize(x))
+        handle.remove()
+        return features[0], logits
+
+
+def outputs() -> Outputs:
+    """It returns (features, logits)."""
+    return Outputs().eval()

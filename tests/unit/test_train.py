@@ -195,6 +195,8 @@ def test_unfit_sets_are_named(colors: ImageSet, tmp_path: Path) -> None:
         run(ImageSet(name="s", files=files[:2], labels=(0, 0)))
     with pytest.raises(CalibrationError, match=r"no picture of class 1 \(b\); 1 of 3 classes"):
         run(ImageSet(name="s", files=files[:2], labels=(0, 2), classes=("a", "b", "c")))
+    with pytest.raises(CalibrationError, match=r"of class 0 .* count from 1, subtract 1 from each"):
+        run(ImageSet(name="s", files=files[:2], labels=(1, 2)))
     with pytest.raises(CalibrationError, match="validation pictures are training pictures too"):
         run(colors, colors.take([3]))
     broken = tmp_path / "broken.png"

@@ -213,3 +213,18 @@ def test_publish_brings_the_old_folder_back_when_interrupted(
         (staging / "new").touch()
         publish(staging, path)
     assert entries(tmp_path) == ["bundle", "bundle/old"]
+
+
+def test_the_umask_of_the_process_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads write meanwhile, and a file of theirs would be open to everybody."""
+
+    def change(mask: int) -> int:
+        raise AssertionError(f"the umask was set to {mask:o}")
+
+    monkeypatch.setattr(os, "umask", change)
+    write_text(tmp_path / "a.txt", "a")
+    with staging_directory(tmp_path / "folder") as staging:
+        publish(staging, tmp_path / "folder")
+    assert (tmp_path / "folder").is_dir()

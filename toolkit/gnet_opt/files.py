@@ -6,17 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gnet_opt.errors import ConfigError
 from gnet_opt.printable import printable_json
-
-_UMASK_LOCK = threading.Lock()
 
 
 def is_file(path: Path) -> bool:
@@ -66,12 +63,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
+    # The system takes the umask off, which only it can read without setting it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,7 +115,8 @@ def staging_directory(path: Path) -> Iterator[Path]:
     It is on the file system of `path`, so that `publish` is one rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    staging = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    staging.mkdir()
     try:
         yield staging
     finally:
@@ -128,7 +125,6 @@ def staging_directory(path: Path) -> Iterator[Path]:
 
 def publish(staging: Path, path: Path) -> None:
     """Put a complete folder in the place of `path`; an older `path` goes only when it is there."""
-    staging.chmod(0o777 & ~_umask())
     if not path.exists():
         staging.rename(path)
         return
@@ -142,11 +138,3 @@ def publish(staging: Path, path: Path) -> None:
             if old.exists() and not path.exists():
                 old.rename(path)
             raise
-
-
-def _umask() -> int:
-    # It can only be read by setting it, and it belongs to the whole process.
-    with _UMASK_LOCK:
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask

@@ -55,20 +55,32 @@ class Record:
             return
         lock = self.path.with_suffix(".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
+        while True:
+            handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
             try:
-                # The system gives it back when the process ends, however it ends.
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"The same run on {place} is under way in another process of this machine. "
-                    "Wait for it, or end it first."
-                ) from error
-            try:
-                yield
+                try:
+                    # The system gives it back when the process ends, however it ends.
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ConfigError(
+                        f"The same run on {place} is under way in another process of this "
+                        "machine. Wait for it, or end it first."
+                    ) from error
+                if not _is_still(lock, handle):
+                    continue
+                try:
+                    yield
+                finally:
+                    # Still held: whoever opened this very file meanwhile finds that it is gone.
+                    lock.unlink(missing_ok=True)
+                return
             finally:
-                # Still held, so that nobody can have taken this very file meanwhile.
-                lock.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
+                os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether a path leads to an open file; a lock on one that was removed keeps nobody out."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

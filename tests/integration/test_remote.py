@@ -580,6 +580,36 @@ def test_results_that_change_on_their_way_are_not_used(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_results_without_end_are_not_read(
+    server: Sshd,
+    device: Device,
+    work: Callable[..., Work],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job, "LARGEST", 100)
+    asked: list[int] = []
+    real = connections.Connection.read
+
+    async def read(
+        self: connections.Connection, path: str, offset: int = 0, most: int = -1
+    ) -> bytes | None:
+        asked.append(most)
+        return await real(self, path, offset, most)
+
+    monkeypatch.setattr(connections.Connection, "read", read)
+    with pytest.raises(RemoteError, match="have more than 0 MiB"):
+        only(run([device], work(), tmp_path / "out", Told()))
+    assert all(0 < most <= 2**20 for most in asked), "something is read without a limit"
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("path", ["", ".", "a/./b", "a//b", "/a", "../a", "a/..", "a\\b", "a\0b"])
+def test_a_result_is_a_file_in_the_folder(path: str, tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="is no name of a file in the folder"):
+        job._inside(tmp_path, path)
+
+
 def test_a_fleet_goes_on_without_those_that_fail(
     server: Sshd, device: Device, work: Callable[..., Work], tmp_path: Path
 ) -> None:

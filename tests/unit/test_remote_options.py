@@ -104,7 +104,14 @@ def test_what_does_not_fit_is_refused(arguments: list[str], message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--check"], ["--identity", "key"], ["--known-hosts", "h"], ["--workdir", "/d"]]
+    "arguments",
+    [
+        ["--check"],
+        ["--identity", "key"],
+        ["--known-hosts", "h"],
+        ["--workdir", "/d"],
+        ["--python", "python3"],
+    ],
 )
 def test_they_need_a_device(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError, match="go with --on or --fleet"):
@@ -127,3 +134,24 @@ def test_options_that_change_files_stay_here() -> None:
                 files=lambda document: {},
                 only_here=["--sweep"],
             )
+
+
+FORWARDED = {
+    *("backend_names", "bundles", "cpus", "images", "keep", "latency_bound", "memory", "rounds"),
+    *("scenarios", "seconds", "seed", "soak", "sweep", "threads"),
+}
+
+
+def test_every_option_is_for_here_or_for_the_device() -> None:
+    """A new option has to be put in one of the two sets."""
+
+    @click.command
+    @remote_options.remote_options
+    @base.output_option(False, "Folder.")
+    @base.force
+    @base.common
+    def only_here(**options: Any) -> None: ...
+
+    assert {parameter.name for parameter in only_here.params} == remote_options._HERE
+    names = {str(parameter.name) for parameter in base.gnet_opt.commands["bench"].params}
+    assert names - remote_options._HERE == FORWARDED

@@ -168,9 +168,7 @@ def remote_options(function: F) -> F:
     )
     @click.option("--identity", type=base.FOLDER, help="Private key; SSH's usual ones by default.")
     @click.option("--known-hosts", type=base.FOLDER, help="Host keys; SSH's usual by default.")
-    @click.option(
-        "--python", default="python3", show_default=True, help="Python of the device, with --on."
-    )
+    @click.option("--python", help="Python of the device, with --on; python3 by default.")
     @click.option(
         "--workdir", default="", help="Folder of the device for our own; /var/tmp by default."
     )
@@ -182,16 +180,18 @@ def remote_options(function: F) -> F:
         check: bool,
         identity: Path | None,
         known_hosts: Path | None,
-        python: str,
+        python: str | None,
         workdir: str,
         **options: Any,
     ) -> Any:
         there = None
         if on is not None or fleet is not None:
+            python = "python3" if python is None else python
             there = _there(on, fleet, identity, known_hosts, python, workdir, check)
-        elif check or identity or known_hosts or workdir:
+        elif check or identity or known_hosts or workdir or python is not None:
             raise click.UsageError(
-                "--check, --identity, --known-hosts and --workdir go with --on or --fleet."
+                "--check, --identity, --known-hosts, --python and --workdir go with --on or "
+                "--fleet."
             )
         return function(*args, there=there, **options)
 

@@ -141,8 +141,13 @@ class Connection:
             async with self._sftp.open(path, "wb") as stream:
                 await stream.write(content)
 
-    async def read(self, path: str, offset: int = 0) -> bytes | None:
+    async def read(self, path: str, offset: int = 0, most: int = -1) -> bytes | None:
         """The bytes of a file from an offset on, or None where there is no such file.
+
+        Args:
+            path: The file.
+            offset: The first byte.
+            most: How many bytes are read at most; all by default.
 
         Raises:
             Lost: The connection broke.
@@ -153,7 +158,7 @@ class Connection:
         with _boundary(self._device, path):
             try:
                 async with self._sftp.open(path, "rb") as stream:
-                    found = await stream.read(-1, offset)
+                    found = await stream.read(most, offset)
             except asyncssh.SFTPNoSuchFile:
                 return None
         return found.encode() if isinstance(found, str) else found

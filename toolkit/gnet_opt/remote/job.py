@@ -42,6 +42,13 @@ POLL_SECONDS = 1.0
 """How often the job is looked after. One look reads two names and the end of a file, over the
 connection that is there: no program is started on the device, which is measuring."""
 
+LARGEST = 256 * 2**20
+"""The largest result file that is taken from a device, in bytes, and all together: hours of samples
+are tens of megabytes, and what is read is held in memory."""
+
+_LOG_BYTES = 2**20
+"""How much of a log is read in one look."""
+
 _TIDY_SECONDS = 60.0
 """How long to try to tidy up after Ctrl-C."""
 
@@ -243,7 +250,7 @@ class _Job:
 
             async def look(connection: Connection, seen: int = seen) -> tuple[bool, bytes, bool]:
                 ended = await connection.exists(f"{folder}/ended.json")
-                log = await connection.read(f"{folder}/log", seen) or b""
+                log = await connection.read(f"{folder}/log", seen, _LOG_BYTES) or b""
                 alive = ended or await connection.exists(f"/proc/{pid}")
                 return ended, log, alive
 
@@ -288,21 +295,39 @@ class _Job:
     ) -> Outcome:
         self.tell("bringing the results home")
         files: Mapping[str, Mapping[str, Any]] = collected["files"]
+        left = LARGEST
         with staging_directory(out or self.record.path) as staging:
             for path, known in files.items():
                 local = _inside(staging, path)
-                local.parent.mkdir(parents=True, exist_ok=True)
 
-                async def read(connection: Connection, path: str = path) -> bytes | None:
-                    return await connection.read(f"{folder}/{OUT}/{path}")
+                # One byte more than it may have shows that there are more; what the device says of
+                # the size is not relied on.
+                async def read(
+                    connection: Connection, path: str = path, most: int = left + 1
+                ) -> bytes | None:
+                    return await connection.read(f"{folder}/{OUT}/{path}", most=most)
 
                 content = await self.session.do(read)
+                left -= len(content or b"")
+                if left < 0:
+                    raise RemoteError(
+                        f"{self.device.address.place}: the result files, {path} among them, have "
+                        f"more than {LARGEST // 2**20} MiB. Measure less in one run, or look at "
+                        "the device: this is not what the command writes."
+                    )
                 if content is None or hashlib.sha256(content).hexdigest() != known["sha256"]:
                     raise IntegrityError(
                         f"{self.device.address.place}: {path} did not arrive as it was written "
                         "(its SHA-256 differs). Run the command again."
                     )
-                local.write_bytes(content)
+                try:
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    local.write_bytes(content)
+                except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                    raise IntegrityError(
+                        f"{self.device.address.place} names {path!r} as a file and as a folder. "
+                        "Look at the device, and run the command again."
+                    ) from error
             document = self._annotated(staging / RESULTS, report, str(files[RESULTS]["sha256"]))
             write_text(staging / RESULTS, dump_json(document))
             for name, text in self.work.shown(document).items():
@@ -335,8 +360,12 @@ class _Job:
 
 def _inside(root: Path, path: str) -> Path:
     """A path that the device named, which must not lead out of our folder."""
-    if path.startswith("/") or ".." in path.split("/") or "\\" in path:
-        raise IntegrityError(f"The device names a result file {path!r}, which leaves the folder.")
+    parts = path.split("/")
+    if {"", ".", ".."} & set(parts) or "\\" in path or "\0" in path:
+        raise IntegrityError(
+            f"The device names a result file {path!r}, which is no name of a file in the folder of "
+            "the results. Look at the device, and run the command again."
+        )
     return root / path
 
 

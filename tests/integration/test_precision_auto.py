@@ -20,7 +20,7 @@ from torchvision.models import GoogLeNet
 from world import World, draw, label
 
 import networks
-from gnet_opt import paths, pipeline, quantizer
+from gnet_opt import choice, decision, paths, pipeline, quantizer, scoring
 from gnet_opt.bench import latency
 from gnet_opt.bench.latency import Latency, LatencyReport
 from gnet_opt.bundle import Bundle
@@ -136,6 +136,14 @@ def test_other_evaluation_pictures_give_the_same_file(
 # --- --precision auto ----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def plenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images to calibrate on, of which 24 are held back."""
+    folder = tmp_path_factory.mktemp("plenty") / "calibration"
+    draw(folder, 120, seed=7)
+    return folder
+
+
 def forbidden(*arguments: Any, **options: Any) -> Any:
     raise AssertionError("sensitivity was measured")
 
@@ -227,7 +235,8 @@ def test_the_alternative_ships_where_it_is_faster(
 def test_int8_that_is_slower_than_float_does_not_ship(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = timed(lambda name: 0.5 if name.startswith("int8") else 1.0)
+    speeds = {"float": 1.0, "fp32 on onnxruntime": 0.9}
+    slow = timed(lambda name: speeds.get(name, 0.5))
     monkeypatch.setattr(latency, "measure", slow)
     auto = ["--precision", "auto", "--max-drop", "50", "-t", "cpu"]
     done = quantize(world.small, world, world.evaluation, *auto, "-o", tmp_path / "auto")
@@ -250,9 +259,11 @@ def test_int8_that_is_slower_than_float_does_not_ship(
 
 
 @NATIVE
-def test_two_ruined_backends_get_layers_in_float_each(world: World, tmp_path: Path) -> None:
+def test_two_ruined_backends_get_layers_in_float_each(
+    world: World, plenty: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "b"
-    auto = ["--precision", "auto", "-t", "cpu", "--json"]
+    auto = ["--precision", "auto", "-t", "cpu", "--json", "--calibration", plenty]
     done = quantize(world.ruined, world, world.ruined_evaluation, *auto, "-o", out)
     assert done.code == 0, done.err
     rows = {row["name"]: row for row in done.json["manifest"]["decision"]["candidates"]}
@@ -267,9 +278,9 @@ def test_two_ruined_backends_get_layers_in_float_each(world: World, tmp_path: Pa
     assert "sensitivity" in done.json["seconds"]
 
 
-def test_only_the_ruined_layer_stays_in_float(world: World, tmp_path: Path) -> None:
+def test_only_the_ruined_layer_stays_in_float(world: World, plenty: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
-    auto = ["--precision", "auto", "-t", "raspberry-pi-5"]
+    auto = ["--precision", "auto", "-t", "raspberry-pi-5", "--calibration", plenty]
     done = quantize(world.ruined, world, world.ruined_evaluation, *auto, "-o", out)
     assert done.code == 0, done.err
     made = Bundle.open(out)
@@ -280,6 +291,15 @@ def test_only_the_ruined_layer_stays_in_float(world: World, tmp_path: Path) -> N
     facts = made.manifest["facts"]
     assert facts["quantize"]["float_layers"] == 1
     assert list(facts["kept_in_float"]) == ["fc"]
+    assert facts["search"] == {
+        "images": 24,
+        "labels": False,
+        "loss": 0.0,
+        "loss_int8": pytest.approx(100.0 * 8 / 24),
+        "semantics": "reference",
+        "tried": 2,
+    }
+    assert facts["calibrate"]["images"] == 120  # what ships is fitted to all of them
     kept = facts["kept_in_float"]["fc"]
     assert kept["macs"] == 32 * 5
     assert kept["sqnr_db"] < 10.0
@@ -313,11 +333,17 @@ READERS = ["inception.branch2.1.conv", "inception.branch3.1.conv", "fc"]
     ],
 )
 def test_channels_out_of_line_stay_in_float_where_nothing_repairs_them(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, kept: list[str]
+    world: World,
+    plenty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    kept: list[str],
 ) -> None:
     monkeypatch.setattr("gnet_opt.quantization.equalize.equalize", lambda *arguments: None)
     out = tmp_path / "b"
     auto = ["--precision", "auto", "--max-drop", "1", "-t", target, "-o", out]
+    auto += ["--calibration", str(plenty)]
     done = quantize(world.hostile, world, world.evaluation, *auto)
     assert done.code == 0, done.err
     made = Bundle.open(out)
@@ -327,6 +353,152 @@ def test_channels_out_of_line_stay_in_float_where_nothing_repairs_them(
     assert made.manifest["accuracy"]["drop"]["value"] <= 1.0
     assert made.manifest["accuracy"]["sqnr_db"] > 20.0
     assert gnet_opt("verify", out, "--threads", "1").code == 0
+
+
+Scored = list[tuple[str, str, int | None]]
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """What was scored: candidate, set, and the calibration images that its ranges are fitted to."""
+    found: Scored = []
+    real = scoring.Scorer.score
+
+    def spy(self: Any, candidates: Sequence[Any], images: ImageSet | None) -> Any:
+        for candidate in candidates:
+            fitted = candidate.facts.get("calibrate", {}).get("images")
+            found.append((candidate.name, images.name if images else "", fitted))
+        return real(self, candidates, images)
+
+    monkeypatch.setattr(scoring.Scorer, "score", spy)
+    return found
+
+
+def test_evaluation_images_are_seen_by_the_gate_alone_and_once(
+    world: World, plenty: Path, tmp_path: Path, scored: Scored
+) -> None:
+    auto = ["--precision", "auto", "-t", "arm64", "--calibration", plenty, "-o", tmp_path / "b"]
+    done = quantize(world.hostile, world, world.evaluation, *auto, "--method", "auto")
+    assert done.code == 0, done.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gnet_opt.quantization.equalize.equalize", lambda *arguments: None)
+        done = quantize(world.hostile, world, world.evaluation, *auto, "--force")
+    assert done.code == 0, done.err
+    assert Bundle.open(tmp_path / "b").manifest["precision"] == "mixed"
+    gate = [(name, fitted) for name, images, fitted in scored if images == "evaluation"]
+    int8, whole, mixed = (f"{precision} on onnxruntime" for precision in ("int8", "fp32", "mixed"))
+    # The first build needs no layer in float; in the second there is one pick.
+    assert gate == [(int8, 120), (whole, None), (int8, 120), (whole, None), (mixed, 120)]
+    # Whatever is tried on the way is not fitted to the images that it is tried on.
+    tried = [(name, fitted) for name, images, fitted in scored if images == "calibration"]
+    assert tried[0] == (int8, 96)
+    assert len(tried) > 2
+    assert set(tried[1:]) == {(mixed, 96)}
+    assert scored[-1] == (mixed, "evaluation", 120)
+
+
+def test_other_evaluation_images_give_the_same_layers_in_float(
+    world: World, plenty: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    draw(other, 16, seed=99)
+    label(other, world.ruined)
+    models = []
+    for name, evaluation in (("one", world.ruined_evaluation), ("two", other)):
+        auto = ["--precision", "auto", "-t", "arm64", "--max-drop", "7"]
+        auto += ["--calibration", str(plenty)]
+        done = quantize(world.ruined, world, evaluation, *auto, "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        made = Bundle.open(tmp_path / name)
+        assert made.manifest["precision"] == "mixed"
+        models.append(made.model.read_bytes())
+    assert models[0] == models[1]
+
+
+def test_labels_of_the_images_held_back_count(world: World, plenty: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "labelled"
+    shutil.copytree(plenty, calibration)
+    label(calibration, world.ruined)
+    auto = ["--precision", "auto", "-t", "arm64", "--calibration", calibration]
+    done = quantize(world.ruined, world, world.ruined_evaluation, *auto, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    search = Bundle.open(tmp_path / "b").manifest["facts"]["search"]
+    assert (search["images"], search["labels"], search["loss"]) == (24, True, 0.0)
+    assert search["loss_int8"] > 1.0
+
+
+def test_a_pick_that_the_gate_refuses_does_not_ship_and_no_other_is_tried(
+    world: World, plenty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: Scored
+) -> None:
+    real = decision.refusal
+
+    def strict(figures: Any, max_drop: float) -> str:
+        return "No." if figures.precision == "mixed" else real(figures, max_drop)
+
+    monkeypatch.setattr(decision, "refusal", strict)
+    monkeypatch.setattr(choice, "refusal", strict)
+    auto = ["--precision", "auto", "-t", "arm64", "--calibration", plenty, "-o", tmp_path / "b"]
+    done = quantize(world.ruined, world, world.ruined_evaluation, *auto)
+    assert done.code == 0, done.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest["precision"] == "fp32"
+    (row,) = [r for r in manifest["decision"]["candidates"] if r["precision"] == "mixed"]
+    assert (row["why_not"], row["float_layers"]) == ("No.", ["fc"])
+    note = (
+        "Mixed precision on onnxruntime does not ship, though its choice of layers is within the "
+        "budget on the calibration images that were held back: No. No other choice is tried: "
+        "evaluation images do not choose."
+    )
+    assert note in manifest["notes"]
+    assert (
+        sum(name.startswith("mixed") and images != "calibration" for name, images, _ in scored) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "why"),
+    [
+        (12, "on the 2 calibration images that were held back INT8 is within the budget"),
+        (4, "4 calibration images are too few to hold some back."),
+    ],
+)
+def test_images_that_do_not_tell_which_layers_to_keep(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, why: str
+) -> None:
+    monkeypatch.setattr(quantizer, "measure", forbidden)
+    auto = ["--precision", "auto", "-t", "arm64", "--samples", str(count), "-o", tmp_path / "b"]
+    done = quantize(world.ruined, world, world.ruined_evaluation, *auto)
+    assert done.code == 0, done.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest["precision"] == "fp32"
+    (note,) = [n for n in manifest["notes"] if n.startswith("Mixed precision")]
+    assert note.startswith(f"Mixed precision on onnxruntime was not tried: {why}")
+
+
+@NATIVE
+def test_of_equally_fast_candidates_the_most_accurate_ships(
+    world: World, plenty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: Scored
+) -> None:
+    speeds = {"int8 on openvino": 2.0, "int8 on onnxruntime": 2.0, "fp32 on onnxruntime": 1.97}
+    monkeypatch.setattr(latency, "measure", timed(lambda name: speeds.get(name, 1.0)))
+    auto = ["--precision", "auto", "--max-drop", "50", "-t", "cpu", "--calibration", plenty]
+    done = quantize(world.small, world, world.evaluation, *auto, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    decided = Bundle.open(tmp_path / "b").manifest["decision"]
+    assert decided["ships"] == "fp32 on onnxruntime"
+    rows = {row["name"]: row for row in decided["candidates"]}
+    for name in speeds:
+        assert rows[name]["held_back"]["images"] == 24
+    assert rows["fp32 on openvino"]["held_back"] is None  # slower, so nobody asks
+    why = "As fast as fp32 on onnxruntime (within 3 %), and less accurate: "
+    assert rows["int8 on openvino"]["why_not"].startswith(why)
+    assert "fp32 on onnxruntime is the most accurate of them" in decided["reason"]
+    held = [(name, fitted) for name, images, fitted in scored if images == "calibration"]
+    assert held == [
+        ("int8 on openvino", 96),
+        ("int8 on onnxruntime", 96),
+        ("fp32 on onnxruntime", None),
+    ]
 
 
 def test_without_labels_no_layer_is_kept_in_float(
@@ -656,9 +828,9 @@ def test_a_runtime_that_crashes_takes_nothing_with_it(
         "gnet_opt.search.Judge.__call__",
         "gnet_opt.sensitivity._compare",
         "gnet_opt.quantizer.measure",
-        "gnet_opt.pipeline.fewest_float_layers",
+        "gnet_opt.mixed.fewest_float_layers",
         "gnet_opt.bench.accuracy.compare",
-        "gnet_opt.pipeline.decide",
+        "gnet_opt.choice.decide",
         "gnet_opt.pipeline.publish",
     ],
 )

@@ -85,7 +85,9 @@ def test_the_fastest_within_the_budget_ships() -> None:
     assert row(decision, name)["why_not"] == ""
     assert row(decision, INT8)["why_not"] == "1.33 times the time of int8 on onnxruntime."
     assert row(decision, FLOAT)["why_not"] == "2.00 times the time of int8 on onnxruntime."
-    assert decision["rule"] == "The fastest within the accuracy budget ships."
+    assert decision["rule"] == (
+        "The fastest within the accuracy budget ships; of equally fast ones, the most accurate."
+    )
     assert decision["reason"] == (
         "INT8 on onnxruntime ships: the fastest within the budget, 2.00 times as fast as float."
     )
@@ -174,14 +176,64 @@ def test_without_labels_the_gate_is_open(measured: bool) -> None:
     assert (row(decision, INT8)["accuracy"] is None) == (not measured)
 
 
-def test_of_equally_fast_ones_the_first_ships() -> None:
+def on_held_back(**sqnr_db: float | None) -> dict[str, dict[str, Any]]:
+    """Accuracy on 25 images that were held back."""
+    return {
+        name.replace("_", " "): {**accuracy(None), "images": 25, "sqnr_db": value}
+        for name, value in sqnr_db.items()
+    }
+
+
+def test_of_equally_fast_ones_the_most_accurate_ships() -> None:
+    timed = report(int8_on_openvino=1.5, mixed_on_openvino=1.48, fp32_on_openvino=1.0)
+    candidates = [figures(INT8), figures(MIXED, layers=("a",)), figures(FLOAT)]
+    measured = on_held_back(int8_on_openvino=30.9, mixed_on_openvino=33.1)
+    for order in (candidates, candidates[::-1]):
+        name, decision = decide(order, 1.0, timed, measured)
+        assert name == MIXED
+        assert row(decision, INT8)["why_not"] == (
+            "As fast as mixed on openvino (within 3 %), and less accurate: 30.9 dB against 33.1 dB "
+            "on 25 calibration images held back."
+        )
+        assert row(decision, INT8)["held_back"] == measured[INT8]
+        assert row(decision, FLOAT)["held_back"] is None
+        assert row(decision, FLOAT)["why_not"] == "1.48 times the time of mixed on openvino."
+        assert decision["reason"].endswith(
+            "As fast, within 3 %: int8 on openvino; mixed on openvino is the most accurate of them "
+            "(33.1 dB against 30.9 dB on 25 calibration images held back)."
+        )
+    # One that is less accurate, but faster by more than chance, ships all the same.
+    timed = report(int8_on_openvino=1.5, mixed_on_openvino=1.45, fp32_on_openvino=1.0)
+    assert decide(candidates, 1.0, timed, measured)[0] == INT8
+
+
+def test_float_ships_where_int8_is_only_as_fast() -> None:
+    timed = report(int8_on_openvino=1.01, fp32_on_openvino=1.0)
+    measured = on_held_back(int8_on_openvino=30.0, fp32_on_openvino=None)
+    name, decision = decide([figures(INT8), figures(FLOAT)], 1.0, timed, measured)
+    assert name == FLOAT
+    assert decision["reason"] == (
+        "INT8 does not ship: more accurate ones are as fast (1.01 times as fast as float). Float "
+        "on openvino ships: the fastest within the budget. As fast, within 3 %: int8 on openvino; "
+        "fp32 on openvino is the most accurate of them (equal to float against 30.0 dB on 25 "
+        "calibration images held back)."
+    )
+
+
+def test_of_equals_of_which_nobody_knows_more_the_preferred_one_ships() -> None:
     timed = report(int8_on_openvino=1.5, mixed_on_openvino=1.5, fp32_on_openvino=1.5)
     candidates = [figures(INT8), figures(MIXED, layers=("a",)), figures(FLOAT)]
     assert decide(candidates, 1.0, timed)[0] == INT8
     assert decide(candidates[::-1], 1.0, timed)[0] == FLOAT
-    assert row(decide(candidates, 1.0, timed)[1], FLOAT)["why_not"] == (
-        "Less than 3 % faster than int8 on openvino, which is preferred."
+    decision = decide(candidates, 1.0, timed)[1]
+    assert row(decision, FLOAT)["why_not"] == (
+        "As fast as int8 on openvino (within 3 %), which is preferred."
     )
+    assert decision["reason"].endswith(
+        "As fast, within 3 %: mixed on openvino, fp32 on openvino; int8 on openvino is preferred."
+    )
+    alike = on_held_back(int8_on_openvino=30.0, mixed_on_openvino=30.0, fp32_on_openvino=30.0)
+    assert decide(candidates, 1.0, timed, alike)[0] == INT8
 
 
 @pytest.mark.parametrize(("faster", "ships"), [(1.02, INT8), (1.04, "int8 on onnxruntime")])
@@ -192,12 +244,13 @@ def test_a_difference_that_is_noise_does_not_count(faster: float, ships: str) ->
     assert name == ships
     shown = row(decision, "int8 on onnxruntime")["why_not"]
     assert ("which is preferred" in shown) == (name == INT8)
-    # Who is preferred but slower ships, too, and the other one says by how much.
+    # A slower one that is not preferred says by how much, or that it is no slower than by chance.
     timed = report(int8_on_openvino=2.0, int8_on_onnxruntime=2.0 / faster, fp32_on_openvino=1.0)
     name, decision = decide(candidates, 1.0, timed)
     assert name == INT8
     shown = row(decision, "int8 on onnxruntime")["why_not"]
-    assert shown == f"{faster:.2f} times the time of int8 on openvino."
+    equal = "As fast as int8 on openvino (within 3 %), which is preferred."
+    assert shown == (equal if faster < 1.03 else f"{faster:.2f} times the time of {INT8}.")
 
 
 def test_the_budget_itself_is_within_it() -> None:

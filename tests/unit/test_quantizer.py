@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model,
 
 @pytest.fixture
 def make(exported: dict[str, tuple[Model, Path]], images: ImageSet, tmp_path: Path) -> Make:
-    def made(name: str = "small", **options: Any) -> Quantizer:
+    def made(name: str = "small", *, images: ImageSet = images, **options: Any) -> Quantizer:
         model, path = exported[name]
         plan = Plan(
             model=model,
@@ -161,23 +162,52 @@ def test_channels_out_of_line_are_repaired(
     assert found["used"]
     assert found["layers"] == ["inception.branch2.0.conv", "inception.branch3.0.conv"]
     assert found["channels"] >= 2
-    assert found["images"] == COUNT
+    held = images.take(range(4, COUNT, 5))
+    assert found["images"] == len(held) == 4
     assert found["sqnr_db_after"] > found["sqnr_db_before"] + 10
+    # Both were fitted without the images that they are scored on, ...
+    fit = images.take([i for i in range(COUNT) if i % 5 != 4])
+    equalized = tmp_path / "equalized.onnx"
+    equalize.equalize(path, equalized, calibrate(path, loaded(fit), threads=1))
+    before = logits(path, held)
+    for graph, key in ((path, "sqnr_db_before"), (equalized, "sqnr_db_after")):
+        seen = calibrate(graph, loaded(fit), threads=1)
+        quantize(graph, tmp_path / "scored.onnx", seen, JETSON.scheme)
+        measured = sqnr_db(before, logits(tmp_path / "scored.onnx", held))
+        assert found[key] == pytest.approx(measured)
+    # ... and what ships to all of them.
     made.write(tmp_path / "repaired.onnx", JETSON.scheme)
-    seen = calibrate(path, loaded(images), threads=1)
-    quantize(path, tmp_path / "as_it_was.onnx", seen, JETSON.scheme)
-    before = logits(path, images)
-    measured = {
-        name: sqnr_db(before, logits(tmp_path / f"{name}.onnx", images))
-        for name in ("as_it_was", "repaired")
-    }
-    assert measured["as_it_was"] == pytest.approx(found["sqnr_db_before"])
-    assert measured["repaired"] == pytest.approx(found["sqnr_db_after"])
+    seen = calibrate(equalized, loaded(images), threads=1)
+    quantize(equalized, tmp_path / "expected.onnx", seen, JETSON.scheme)
+    repaired = (tmp_path / "repaired.onnx").read_bytes()
+    assert repaired == (tmp_path / "expected.onnx").read_bytes()
     (note,) = made.notes
     assert note.startswith(f"{found['channels']} channels of 2 layers were out of line ")
     assert note.endswith(
-        f"INT8 goes from {found['sqnr_db_before']:.1f} to {found['sqnr_db_after']:.1f} dB."
+        f"INT8 goes from {found['sqnr_db_before']:.1f} to {found['sqnr_db_after']:.1f} dB "
+        "on 4 calibration images that were held back."
     )
+
+
+def test_nothing_is_chosen_where_no_image_can_be_held_back(
+    exported: dict[str, tuple[Model, Path]], images: ImageSet, make: Make, tmp_path: Path
+) -> None:
+    made = make("hostile", images=images.take(range(4)))
+    assert len(made.held) == 0
+    assert "equalize" not in made.facts
+    (note,) = made.notes
+    assert "4 calibration images are too few to hold some back" in note
+    # A method that needs all images leaves none to hold back, and still works.
+    made = make("hostile", images=images.take(range(17)), method="entropy")
+    assert len(made.held) == 0
+    made.write(tmp_path / "a.onnx", JETSON.scheme)
+
+
+def test_labels_of_another_model_are_not_used(make: Make, images: ImageSet) -> None:
+    for label, kept in ((4, True), (5, False)):
+        made = make(images=replace(images, labels=(0,) * (COUNT - 1) + (label,)))
+        assert (made.held.labels is not None) == kept
+        assert made.held.files == images.files[4::5]
 
 
 def test_a_network_in_line_is_left_alone(make: Make) -> None:
@@ -234,11 +264,12 @@ def test_costs_are_measured_once(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     real = quantizer.measure
 
     def spy(model: Path, statistics: Any, scheme: Scheme, pictures: Any, **more: Any) -> Any:
-        calls.append({"model": model, "scheme": scheme, "pictures": len(pictures), **more})
+        counts = {"fitted": statistics.images, "pictures": len(pictures)}
+        calls.append({"model": model, "scheme": scheme, **counts, **more})
         return real(model, statistics, scheme, pictures, **more)
 
     monkeypatch.setattr(quantizer, "measure", spy)
-    monkeypatch.setattr(quantizer, "MOST_JUDGES", 6)
+    monkeypatch.setattr(quantizer, "MOST_JUDGES", 3)
     made = make("hostile", method="mse")
     assert calls == []
     costs = made.costs
@@ -246,7 +277,8 @@ def test_costs_are_measured_once(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     (call,) = calls
     assert call["model"].name == "equalized.onnx"
     assert call["scheme"] == JETSON.scheme
-    assert call["pictures"] == 6
+    assert call["pictures"] == 3
+    assert call["fitted"] == COUNT - 4  # to the images that are not held back
     assert call["recipe"] == Recipe(method="mse")
     assert call["jobs"] == 1
     assert {cost.name for cost in costs} >= {"fc", "stem.conv"}
@@ -261,8 +293,9 @@ def test_kept_statistics_give_the_same_file(
     folder = tmp_path / "cache"
     make(name, method=method, cache=folder).write(tmp_path / "first.onnx", JETSON.scheme)
     kept = sorted(folder.iterdir())
-    # Pictures to fit with and pictures held back are kept apart, and so is the repaired graph.
-    assert len(kept) == (2 if method == "auto" else 1) * (2 if name == "hostile" else 1)
+    # Images to fit with and images held back are kept apart, where something is chosen.
+    seen = 2 if method == "auto" or name == "hostile" else 1
+    assert len(kept) == seen + (2 if name == "hostile" else 0)  # the repaired graph, too
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise AssertionError("pictures were run again")

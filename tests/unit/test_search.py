@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 
 from gnet_opt.images import ImageSet
-from gnet_opt.search import Verdict, best_method, fewest_float_layers, split
+from gnet_opt.search import Verdict, best_method, fewest_float_layers, loss, split
 from gnet_opt.sensitivity import LayerCost
 
 MOST_PUT_BACK = 8
@@ -175,6 +175,13 @@ def test_the_best_method_is_beaten_by_none(drawn: dict[str, tuple[float, int]]) 
 def test_a_verdict_in_a_manifest() -> None:
     assert verdict(20.5, 99.0).to_dict() == {"agreement": 99.0, "sqnr_db": 20.5}
     assert verdict(math.inf, 100.0).to_dict() == {"agreement": 100.0, "sqnr_db": None}
+
+
+def test_what_is_lost_on_images_held_back() -> None:
+    measured = {"agreement": 96.0, "drop": None}
+    assert loss(measured) == pytest.approx(4.0)
+    # Labels tell more: an answer that changed may have been wrong before.
+    assert loss({**measured, "drop": {"ci95": [-1.0, 9.0], "value": 2.0}}) == 2.0
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 40, 128])

@@ -1,9 +1,10 @@
-"""Which candidate ships: the fastest within the accuracy budget."""
+"""Which candidate ships: the fastest within the accuracy budget, of equals the most accurate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gnet_opt.bench.latency import LatencyReport
@@ -12,8 +13,8 @@ from gnet_opt.errors import GnetOptError
 NAMES = {"fp16": "FP16", "fp32": "Float", "int8": "INT8", "mixed": "Mixed precision"}
 
 SAME = 0.03
-"""Share of the time by which two candidates must differ to count as different. One model timed as
-two subjects of one run came out at 0.98 to 1.02 of itself. Of equals, the preferred one ships."""
+"""Share of the time by which two candidates must differ to count as different. From one start of
+the processes to the next, the ratio of two models with one execution graph was 0.99 to 1.03."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +56,30 @@ def refusal(figures: Figures, max_drop: float) -> str:
     )
 
 
+def tied(names: Sequence[str], report: LatencyReport) -> list[str]:
+    """Those that are as fast as the fastest but for `SAME`, by the medians over all starts."""
+    speed = {name: report.speedup(name).median for name in names}
+    enough = (1.0 - SAME) * max(speed.values())
+    return [name for name in names if speed[name] >= enough]
+
+
 def decide(
-    candidates: Sequence[Figures], max_drop: float, report: LatencyReport | None
+    candidates: Sequence[Figures],
+    max_drop: float,
+    report: LatencyReport | None,
+    held_back: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Choose the candidate that ships.
 
     Args:
-        candidates: In the order of preference, which decides between equals, and where no latency
-            was measured. Float is among them, so that one is always within the budget.
+        candidates: In the order of preference, which decides where nothing else does. Float is
+            among them, so that one is always within the budget.
         max_drop: The most top-1 that may be lost, in percentage points.
         report: Latency of those within the budget, the target's own float first; None where it
             cannot be measured here.
+        held_back: The accuracy of those that `tied` names on calibration images held back, as it
+            stands in a manifest; of equally fast ones the one whose logits are nearest to those of
+            float ships. Empty where there are no such images.
 
     Returns:
         The name of the candidate, and `decision` for the manifest: all candidates, their figures,
@@ -77,16 +91,20 @@ def decide(
         raise GnetOptError("No candidate is within the budget, not even float. Please report it.")
     if report is None:
         chosen = within[0]
+        equals = _Equals(names=(chosen.name,))
     else:
-        speed = {figures.name: report.speedup(figures.name).median for figures in within}
-        enough = (1.0 - SAME) * max(speed.values())
-        chosen = next(figures for figures in within if speed[figures.name] >= enough)
+        equals = _Equals(
+            names=tuple(tied([figures.name for figures in within], report)),
+            accuracy=held_back or {},
+        )
+        chosen = next(figures for figures in within if figures.name == equals.nearest)
     rows = []
     for figures in candidates:
         row: dict[str, Any] = {
             "accuracy": figures.accuracy,
             "backend": figures.backend,
             "float_layers": list(figures.float_layers),
+            "held_back": (held_back or {}).get(figures.name),
             "latency": None,
             "macs_int8_share": figures.macs_int8_share,
             "name": figures.name,
@@ -99,24 +117,80 @@ def decide(
                 **report[figures.name].to_dict(),
                 "speedup": report.speedup(figures.name).to_dict(),
             }
-            if figures is not chosen:
-                row["why_not"] = _slower(figures, chosen, report)
+            if figures.name in equals.names and figures is not chosen:
+                row["why_not"] = equals.why_not(figures.name)
+            elif figures is not chosen:
+                own, best = (report.speedup(one.name).median for one in (figures, chosen))
+                row["why_not"] = f"{best / own:.2f} times the time of {chosen.name}."
         elif figures is not chosen and not row["why_not"]:
             row["why_not"] = "Not first in the order of preference."
         rows.append(row)
     return chosen.name, {
         "candidates": rows,
-        "reason": _reason(chosen, candidates, refusals, max_drop, report),
-        "rule": "The fastest within the accuracy budget ships.",
+        "reason": _reason(chosen, candidates, refusals, max_drop, report, equals),
+        "rule": "The fastest within the accuracy budget ships; of equally fast ones, the most "
+        "accurate.",
         "ships": chosen.name,
     }
 
 
-def _slower(figures: Figures, chosen: Figures, report: LatencyReport) -> str:
-    own, best = (report.speedup(one.name).median for one in (figures, chosen))
-    if own >= best:
-        return f"Less than {100 * SAME:.0f} % faster than {chosen.name}, which is preferred."
-    return f"{best / own:.2f} times the time of {chosen.name}."
+@dataclass(frozen=True, kw_only=True)
+class _Equals:
+    """Candidates that are equally fast.
+
+    Attributes:
+        names: In the order of preference.
+        accuracy: Of each on images held back; empty where there are none.
+    """
+
+    names: tuple[str, ...]
+    accuracy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def nearest(self) -> str:
+        """The one whose logits are nearest to those of float; the first where nobody knows."""
+        return max(self.names, key=self._sqnr_db)
+
+    def why_not(self, name: str) -> str:
+        """Why one of them does not ship."""
+        nearest = self.nearest
+        if self._sqnr_db(name) == self._sqnr_db(nearest):
+            return f"As fast as {nearest} (within {100 * SAME:.0f} %), which is preferred."
+        return (
+            f"As fast as {nearest} (within {100 * SAME:.0f} %), and less accurate: "
+            f"{self._shown(name)} against {self._shown(nearest)} on {self._images} calibration "
+            "images held back."
+        )
+
+    def reason(self) -> str:
+        """Why the nearest one ships, as the end of a sentence; empty where it has no equal."""
+        nearest = self.nearest
+        others = [name for name in self.names if name != nearest]
+        if not others:
+            return ""
+        start = f" As fast, within {100 * SAME:.0f} %: {', '.join(others)}; "
+        second = max(others, key=self._sqnr_db)
+        if self._sqnr_db(second) == self._sqnr_db(nearest):
+            return f"{start}{nearest} is preferred."
+        return (
+            f"{start}{nearest} is the most accurate of them ({self._shown(nearest)} against "
+            f"{self._shown(second)} on {self._images} calibration images held back)."
+        )
+
+    @property
+    def _images(self) -> int:
+        return int(self.accuracy[self.nearest]["images"])
+
+    def _sqnr_db(self, name: str) -> float:
+        measured = self.accuracy.get(name)
+        if measured is None:
+            return -math.inf
+        # None: the logits are those of float.
+        return math.inf if measured["sqnr_db"] is None else float(measured["sqnr_db"])
+
+    def _shown(self, name: str) -> str:
+        found = self._sqnr_db(name)
+        return f"{found:.1f} dB" if math.isfinite(found) else "equal to float"
 
 
 def _reason(
@@ -125,6 +199,7 @@ def _reason(
     refusals: Mapping[str, str],
     max_drop: float,
     report: LatencyReport | None,
+    equals: _Equals,
 ) -> str:
     parts = []
     integer = [figures for figures in candidates if figures.precision == "int8"]
@@ -134,10 +209,12 @@ def _reason(
             parts.append(f"INT8 does not ship: {refusals[first.name]}")
         elif report is not None:
             ratio = report.speedup(first.name).median
-            parts.append(
-                f"INT8 does not ship: it is not the fastest here ({ratio:.2f} times as fast as "
-                "float)."
+            least = (
+                "more accurate ones are as fast"
+                if first.name in equals.names
+                else ("it is not the fastest here")
             )
+            parts.append(f"INT8 does not ship: {least} ({ratio:.2f} times as fast as float).")
     if chosen.precision == "mixed":
         count = len(chosen.float_layers)
         parts.append(
@@ -155,5 +232,6 @@ def _reason(
         parts.append(
             f"{NAMES[chosen.precision]} on {chosen.backend} ships: the fastest within the budget"
             + (f", {ratio:.2f} times as fast as float." if chosen.precision != "fp32" else ".")
+            + equals.reason()
         )
     return " ".join(parts)

@@ -240,6 +240,18 @@ class ImageSet:
                 )
 
 
+def with_labels_of(images: ImageSet, classes: int) -> ImageSet:
+    """A set, without its labels where they cannot be those of a model with so many classes.
+
+    Nobody said that the labels of a calibration set are the model's own.
+    """
+    try:
+        images.check_labels(classes)
+    except CalibrationError:
+        return replace(images, labels=None)
+    return images
+
+
 def check_disjoint(
     first: ImageSet, second: ImageSet, *, roles: tuple[str, str] = ("calibration", "evaluation")
 ) -> None:

@@ -10,7 +10,7 @@ from gnet_opt import backends, golden
 from gnet_opt.bundle import MANIFEST
 from gnet_opt.errors import CalibrationError, ConfigError, MissingDependencyError
 from gnet_opt.files import check_writable
-from gnet_opt.images import ImageSet, check_disjoint
+from gnet_opt.images import ImageSet, check_disjoint, with_labels_of
 from gnet_opt.model import Model
 from gnet_opt.pictures import note_turned
 from gnet_opt.preprocess import INPUTS, Preprocess
@@ -317,13 +317,8 @@ def _left_over(calibration: ImageSet, chosen: ImageSet, classes: int) -> ImageSe
     indices = [i for i, digest in enumerate(calibration.hashes) if digest not in used]
     if len(indices) < _FEW_IMAGES:
         return None
-    rest = calibration.take(indices)
-    try:
-        rest.check_labels(classes)
-    except CalibrationError:
-        # Nobody said that they are the model's: the pictures still tell the agreement.
-        return replace(rest, labels=None)
-    return rest
+    # Without labels that fit, the pictures still tell the agreement.
+    return with_labels_of(calibration.take(indices), classes)
 
 
 def _check_replaceable(output: Path, force: bool) -> None:

@@ -1,7 +1,8 @@
 """The INT8 form that keeps most of the accuracy: method, repair, and layers in float.
 
-Everything here is measured on calibration pictures by reference semantics; evaluation pictures only
-ever decide whether a result is within the budget.
+Whatever is chosen is chosen on calibration images that are held back: the ranges of what is scored
+are fitted to the others. What ships is then fitted to all of them. Evaluation images only ever
+decide whether a result is within the budget, so that what they say of it stays unbiased.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gnet_opt.runtime import run_all
 from gnet_opt.sensitivity import LayerCost
 
 HELD_BACK = 5
-"""Every fifth calibration picture is held back to judge by."""
+"""Every fifth calibration image is held back to choose by; of fewer images than these, none is."""
 
 MOST_JUDGES = 64
 """Pictures that a judgement is made on at most."""
@@ -94,6 +95,20 @@ def split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     held = range(HELD_BACK - 1, len(images), HELD_BACK)
     fit = [index for index in range(len(images)) if index not in held]
     return images.take(fit), images.take(list(held))
+
+
+def loss(measured: Mapping[str, Any]) -> float:
+    """What a candidate loses on held-back images, in percent of them.
+
+    Args:
+        measured: `gnet_opt.bench.accuracy.Accuracy.to_dict`.
+
+    Returns:
+        Top-1 lost against float where there are labels; where not, the share of the images to which
+        the candidate gives another answer than float, which is never less.
+    """
+    drop = measured["drop"]
+    return float(drop["value"]) if drop else 100.0 - float(measured["agreement"])
 
 
 def best_method(verdicts: Mapping[str, Verdict], images: int) -> str:

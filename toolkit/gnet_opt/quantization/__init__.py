@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_METHOD",
+    "LEAST_IMAGES",
     "METHODS",
     "Recipe",
     "Statistics",

@@ -1,8 +1,8 @@
 """Runtimes timed side by side, each in a process of its own and with a Python of its own.
 
-As `gnet_opt.bench.latency`, whose worker is used, with three differences: a worker may have the
-Python of another environment, it is started when its turn comes so that its start can be timed, and
-one that fails is left out with its reason while the others go on.
+As `gnet_opt.bench.session`, whose worker and plan are used, with two differences: a worker may have
+the Python of another environment, and one that fails is left out with its reason while the others
+go on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnet_opt.bench.latency import Latency, Schedule
+from gnet_opt.bench.latency import Latency
 from gnet_opt.bench.process import Subject, WorkerProcess
+from gnet_opt.bench.results import Measured, Stream
+from gnet_opt.bench.scenarios import SINGLE_STREAM
+from gnet_opt.bench.session import Plan
 from gnet_opt.errors import GnetOptError
 from processes import without_network
 
@@ -75,65 +78,52 @@ class Contender:
             worker.end()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """What was measured of one contender.
+def row(timed: Latency) -> dict[str, Any]:
+    """One contender for a result file; raw samples stay with the caller."""
+    return {
+        **timed.to_dict(),
+        "cold_start_ms": list(timed.measured.cold_start_ms),
+        "pictures_per_second": pictures_per_second(timed),
+    }
 
-    Attributes:
-        latency: Its runs.
-        cold_start_ms: From the start of the process to the first result, one a sitting. Files are
-            in the page cache.
-    """
 
-    latency: Latency
-    cold_start_ms: tuple[float, ...]
-
-    @property
-    def pictures_per_second(self) -> float:
-        """Pictures one after the other, batch 1: the median over rounds."""
-        rounds = self.latency.samples_ns
-        return statistics.median(len(samples) / (sum(samples) / 1e9) for samples in rounds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a result file; raw samples stay with the caller."""
-        return {
-            **self.latency.to_dict(),
-            "cold_start_ms": list(self.cold_start_ms),
-            "pictures_per_second": self.pictures_per_second,
-        }
+def pictures_per_second(timed: Latency) -> float:
+    """Pictures one after the other, batch 1: the median over turns."""
+    turns = timed.stream.rounds
+    return statistics.median(len(samples) / (sum(samples) / 1e9) for samples in turns)
 
 
 def measure(
-    contenders: Sequence[Contender], picture: Path, threads: int, schedule: Schedule, logs: Path
-) -> tuple[dict[str, Timed], dict[str, str]]:
-    """Time contenders side by side, in rounds whose order is left to chance.
+    contenders: Sequence[Contender], picture: Path, plan: Plan, logs: Path
+) -> tuple[dict[str, Latency], dict[str, str]]:
+    """Time contenders side by side, in turns whose order is left to chance.
 
     Args:
         contenders: With different names.
         picture: A .npy file with one preprocessed picture, float32 of shape (1, 3, height, width).
-        threads: CPU threads of each.
-        schedule: How long and how often.
+        plan: How long and how often; in each of its rounds every process starts anew.
         logs: An existing folder for what the processes print.
 
     Returns:
         What was measured by name, and why the others could not be.
     """
     failed: dict[str, str] = {}
-    parts: dict[str, list[Timed]] = {contender.subject.name: [] for contender in contenders}
-    chance = random.Random(0)
-    for _ in range(schedule.sittings):
+    parts: dict[str, list[Measured]] = {contender.subject.name: [] for contender in contenders}
+    chance = random.Random(plan.seed)
+    for _ in range(plan.rounds):
         left = [each for each in contenders if each.subject.name not in failed]
-        timed, problems = _sitting(left, picture, threads, schedule, logs, chance)
+        measured, problems = _round(left, picture, plan, logs, chance)
         failed |= problems
-        for name, part in timed.items():
+        for name, part in measured.items():
             parts[name].append(part)
     done = {
-        name: Timed(
-            latency=Latency.joined([part.latency for part in found]),
-            cold_start_ms=tuple(start for part in found for start in part.cold_start_ms),
+        each.subject.name: Latency(
+            name=each.subject.name,
+            backend=each.subject.artifact.backend,
+            measured=_joined(parts[each.subject.name]),
         )
-        for name, found in parts.items()
-        if name not in failed
+        for each in contenders
+        if each.subject.name not in failed
     }
     return done, failed
 
@@ -166,15 +156,14 @@ def logits(
         worker.run(pictures, out, timeout)
 
 
-def _sitting(
+def _round(
     contenders: Sequence[Contender],
     picture: Path,
-    threads: int,
-    schedule: Schedule,
+    plan: Plan,
     logs: Path,
     chance: random.Random,
-) -> tuple[dict[str, Timed], dict[str, str]]:
-    """Start every process once, one after the other, and time them in rounds."""
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Start every process once, one after the other, and time them in turns."""
     failed: dict[str, str] = {}
     workers: dict[str, WorkerProcess] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -183,30 +172,30 @@ def _sitting(
         for name in _shuffled(by_name, chance):
             contender = by_name[name]
             start = time.perf_counter_ns()
-            worker = stack.enter_context(contender.started(logs / f"{name}-{threads}.log"))
+            worker = stack.enter_context(contender.started(logs / f"{name}-{plan.threads}.log"))
             try:
-                loaded = worker.load(contender.subject, picture, threads, schedule.timeout)
+                loaded = worker.load(contender.subject, picture, plan.threads, plan.timeout)
                 cold = time.perf_counter_ns() - start
-                warm = worker.ask({"do": "warm", "seconds": schedule.warm_up}, schedule.timeout)
+                warm = worker.ask({"do": "warm", "seconds": plan.warm_up}, plan.timeout)
             except GnetOptError as error:
                 failed[name] = str(error)
                 continue
             workers[name] = worker
             facts[name] = {"cold": cold, **loaded, **warm, "peak": None, "samples": []}
-        request = {"count": schedule.count, "do": "measure", "seconds": schedule.seconds}
-        for _ in range(schedule.rounds):
+        request = {"count": plan.count, "do": "measure", "seconds": plan.seconds}
+        for _ in range(plan.turns):
             # In a fixed order a runtime would always follow the same other one.
             for name in _shuffled(workers, chance):
                 time.sleep(_PAUSE)
                 try:
-                    answer = workers[name].ask(request, schedule.timeout)
+                    answer = workers[name].ask(request, plan.timeout)
                 except GnetOptError as error:
                     failed[name] = str(error)
                     del workers[name]
                     continue
                 facts[name]["samples"].append(tuple(answer["samples_ns"]))
                 facts[name]["peak"] = answer["peak_rss_bytes"]
-    return {name: _timed(by_name[name], facts[name]) for name in workers}, failed
+    return {name: _measured(facts[name]) for name in workers}, failed
 
 
 def _shuffled(names: Mapping[str, Any], chance: random.Random) -> list[str]:
@@ -215,15 +204,39 @@ def _shuffled(names: Mapping[str, Any], chance: random.Random) -> list[str]:
     return order
 
 
-def _timed(contender: Contender, facts: Mapping[str, Any]) -> Timed:
-    latency = Latency(
-        name=contender.subject.name,
-        backend=contender.subject.artifact.backend,
-        samples_ns=tuple(facts["samples"]),
-        load_ms=facts["load_ns"] / 1e6,
-        first_ms=facts["first_ns"] / 1e6,
-        warm_up=facts["count"],
-        steady=facts["steady"],
+def _measured(facts: Mapping[str, Any]) -> Measured:
+    return Measured(
+        cold_start_ms=(facts["cold"] / 1e6,),
+        load_ms=(facts["load_ns"] / 1e6,),
+        first_ms=(facts["first_ns"] / 1e6,),
         peak_rss_bytes=facts["peak"],
+        warm_up={name: facts[name] for name in ("count", "seconds", "steady")},
+        scenarios={SINGLE_STREAM: Stream(rounds=tuple(facts["samples"]))},
     )
-    return Timed(latency=latency, cold_start_ms=(facts["cold"] / 1e6,))
+
+
+def _joined(rounds: Sequence[Measured]) -> Measured:
+    """One contender's results of several starts."""
+    streams = [one.scenarios[SINGLE_STREAM] for one in rounds]
+    peaks = [one.peak_rss_bytes for one in rounds if one.peak_rss_bytes is not None]
+    return Measured(
+        cold_start_ms=tuple(time for one in rounds for time in one.cold_start_ms),
+        load_ms=tuple(time for one in rounds for time in one.load_ms),
+        first_ms=tuple(time for one in rounds for time in one.first_ms),
+        peak_rss_bytes=max(peaks, default=None),
+        warm_up={
+            "count": sum(one.warm_up["count"] for one in rounds),
+            "seconds": sum(one.warm_up["seconds"] for one in rounds),
+            "steady": all(one.warm_up["steady"] for one in rounds),
+        },
+        scenarios={
+            SINGLE_STREAM: Stream(
+                rounds=tuple(
+                    turn
+                    for stream in streams
+                    if isinstance(stream, Stream)
+                    for turn in stream.rounds
+                )
+            )
+        },
+    )

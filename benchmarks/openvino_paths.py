@@ -28,6 +28,7 @@ import numpy as np
 from gnet_opt import backends, paths, target
 from gnet_opt.bench import latency
 from gnet_opt.bench.process import Subject
+from gnet_opt.bench.session import Plan
 from gnet_opt.files import dump_json, write_text
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
@@ -118,9 +119,14 @@ def measure(
                 for name, artifact in variants.items()
             ],
             inputs[0][None],
-            threads=threads,
-            schedule=latency.Schedule(
-                sittings=sittings, rounds=rounds, seconds=0.4, count=10, warm_up=1.0
+            Plan(
+                rounds=sittings,
+                turns=rounds,
+                seconds=0.4,
+                count=10,
+                warm_up=1.0,
+                threads=threads,
+                control=False,
             ),
         )
     medians = {result.name: result.rounds_ms for result in report.results}

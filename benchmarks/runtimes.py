@@ -43,12 +43,13 @@ import environments
 import peers
 import runners
 import steps
-from contenders import Contender, Timed
+from contenders import Contender
 from environments import Environment
 from gnet_opt import target
 from gnet_opt.bench import accuracy
-from gnet_opt.bench.latency import Schedule
+from gnet_opt.bench.latency import Latency
 from gnet_opt.bench.process import Subject
+from gnet_opt.bench.session import Plan
 from gnet_opt.errors import GnetOptError
 from gnet_opt.files import dump_json, sha256_file, write_text
 from gnet_opt.images import ImageSet
@@ -471,18 +472,18 @@ class Run:
         """All variants side by side with so many threads."""
         # The first start compiles, as on a new device; later ones find what it left.
         shutil.rmtree(folder / "inductor", ignore_errors=True)
-        schedule = Schedule(
-            sittings=self._options.sittings,
-            rounds=self._options.rounds,
+        plan = Plan(
+            rounds=self._options.sittings,
+            turns=self._options.rounds,
             seconds=0.3,
             warm_up=1.0,
+            threads=threads,
             timeout=SECONDS,
         )
         done, failed = contenders.measure(
             [self._contender(variant, folder, threads) for variant in variants],
             folder / "picture.npy",
-            threads,
-            schedule,
+            plan,
             logs,
         )
         results = compared(done, self._baseline())
@@ -497,14 +498,14 @@ class Run:
         return {"failed": failed, "results": results}
 
 
-def compared(timed: Mapping[str, Timed], baseline: str) -> dict[str, dict[str, Any]]:
+def compared(timed: Mapping[str, Latency], baseline: str) -> dict[str, dict[str, Any]]:
     """Every result with its time as a multiple of the baseline's, where that was measured."""
     base = timed.get(baseline)
     found = {}
     for name, result in timed.items():
-        row = result.to_dict()
+        row = contenders.row(result)
         if base is not None:
-            row["times_ours"] = contenders.ratios(result.latency.rounds_ms, base.latency.rounds_ms)
+            row["times_ours"] = contenders.ratios(result.rounds_ms, base.rounds_ms)
         found[name] = row
     return found
 

@@ -16,6 +16,7 @@ import numpy as np
 from gnet_opt import backends, paths, target
 from gnet_opt.bench import accuracy, latency
 from gnet_opt.bench.process import Subject
+from gnet_opt.bench.session import Plan
 from gnet_opt.cards import ModelCard
 from gnet_opt.files import atomic_path
 from gnet_opt.images import ImageSet, check_disjoint
@@ -152,9 +153,14 @@ def time_all(
     report = latency.measure(
         subjects,
         np.load(folder / "inputs" / "0000.npy"),
-        threads=threads,
-        schedule=latency.Schedule(
-            sittings=sittings, rounds=rounds, seconds=0.3, count=10, warm_up=1.0
+        Plan(
+            rounds=sittings,
+            turns=rounds,
+            seconds=0.3,
+            count=10,
+            warm_up=1.0,
+            threads=threads,
+            control=False,
         ),
     )
     return {**report.to_dict(), "sittings": sittings}

@@ -3,13 +3,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import gnet_opt
-from world import World, make_world
+from world import World, draw, make_world
 
-from gnet_opt.bench import latency
+from gnet_opt import scoring
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,15 +24,24 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def quick_latency() -> Iterator[None]:
     """Two short rounds: here it counts that latency is measured, not how well."""
-    quick = functools.partial(latency.Schedule, rounds=2, seconds=0.01, count=2, warm_up=0.05)
+    quick = replace(scoring.TIMING, rounds=2, seconds=0.01, count=2, warm_up=0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "Schedule", quick)
+        patch.setattr(scoring, "TIMING", quick)
+        patch.setattr(scoring, "MOST_ROUNDS", 2)
         yield
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def plenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images to calibrate on, of which 24 are held back."""
+    folder = tmp_path_factory.mktemp("plenty") / "calibration"
+    draw(folder, 120, seed=7)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from world import World, draw, label
 import networks
 from gnet_opt import choice, decision, paths, pipeline, quantizer, scoring
 from gnet_opt.bench import latency
-from gnet_opt.bench.latency import Latency, LatencyReport
+from gnet_opt.bench.latency import LatencyReport
 from gnet_opt.bundle import Bundle
 from gnet_opt.decision import SAME
 from gnet_opt.images import ImageSet
@@ -32,6 +32,7 @@ from gnet_opt.quantization import METHODS
 from gnet_opt.quantization.describe import describe
 from gnet_opt.stages.load import load
 from gnet_opt.target import find
+from latencies import made_up
 
 NATIVE = pytest.mark.skipif(
     this_machine().architecture != "x86_64", reason="no x86-64, so that no target has alternatives"
@@ -50,17 +51,12 @@ def float_layers(model: Path) -> list[str]:
 def timed(speed: Callable[[str], float]) -> Callable[..., LatencyReport]:
     """A latency measurement with made-up results: so many times as fast as float."""
 
-    def measure(subjects: Sequence[Any], batch: Any, **rest: Any) -> LatencyReport:
+    def measure(subjects: Sequence[Any], batch: Any, *plan: Any, **rest: Any) -> LatencyReport:
         results = tuple(
-            Latency(
-                name=subject.name,
-                backend=subject.artifact.backend,
-                samples_ns=((round(1e7 / speed(subject.name)),) * 2,) * 2,
-                load_ms=1.0,
-                first_ms=1.0,
-                warm_up=5,
-                steady=True,
-                peak_rss_bytes=None,
+            made_up(
+                subject.name,
+                subject.artifact.backend,
+                *[[round(1e7 / speed(subject.name))] * 2] * 2,
             )
             for subject in subjects
         )
@@ -134,14 +130,6 @@ def test_other_evaluation_pictures_give_the_same_file(
 
 
 # --- --precision auto ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def plenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 images to calibrate on, of which 24 are held back."""
-    folder = tmp_path_factory.mktemp("plenty") / "calibration"
-    draw(folder, 120, seed=7)
-    return folder
 
 
 def forbidden(*arguments: Any, **options: Any) -> Any:
@@ -859,13 +847,13 @@ def test_an_interruption_leaves_nothing(
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_layers_are_chosen(
-    world: World, tmp_path: Path, number: signal.Signals
+    world: World, plenty: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     out = tmp_path / "o" / "b"
     out.parent.mkdir()
-    sets = ["--calibration", world.calibration, "--eval", world.wrecked_evaluation]
+    sets = ["--calibration", plenty, "--eval", world.wrecked_evaluation]
     auto = ["--precision", "auto", "--max-drop", "0", "-t", "cpu", "-o", out]
     with started("quantize", world.wrecked, *sets, *auto, temporary=temporary) as (process, mark):
         deadline = time.monotonic() + 120

@@ -422,9 +422,9 @@ def test_the_user_may_accept_a_drop(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [pytest.param("cpu", marks=pytest.mark.slow), "jetson"])
 def test_auto_ships_float_where_nothing_else_is_good(
-    world: World, tmp_path: Path, target: str
+    world: World, plenty: Path, tmp_path: Path, target: str
 ) -> None:
-    more = ["--precision", "auto", "--max-drop", "0"]
+    more = ["--precision", "auto", "--max-drop", "0", "--calibration", plenty]
     done = wrecked(world, "--target", target, "-o", tmp_path / "b", *more)
     assert done.code == 0, done.err
     assert "INT8 does not ship: INT8 loses " in done.err

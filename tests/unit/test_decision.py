@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 
 from gnet_opt.bench.latency import Latency, LatencyReport
-from gnet_opt.decision import SAME, Figures, decide, refusal
+from gnet_opt.decision import SAME, Figures, decide, refusal, tied, undecided
 from gnet_opt.errors import GnetOptError
 from gnet_opt.files import dump_json
+from latencies import made_up
 
 
 def accuracy(drop: float | None) -> dict[str, Any]:
@@ -41,16 +42,7 @@ def report(**speeds: float) -> LatencyReport:
     """Float in 12 ms and others so many times as fast, in two equal rounds."""
 
     def timed(name: str, milliseconds: float) -> Latency:
-        return Latency(
-            name=name,
-            backend=name.split()[-1],
-            samples_ns=((round(milliseconds * 1e6),) * 3,) * 2,
-            load_ms=1.0,
-            first_ms=1.0,
-            warm_up=10,
-            steady=True,
-            peak_rss_bytes=None,
-        )
+        return made_up(name, name.split()[-1], *[[round(milliseconds * 1e6)] * 3] * 2)
 
     results = [timed("float", 12.0)]
     results += [timed(name.replace("_", " "), 12.0 / speed) for name, speed in speeds.items()]
@@ -251,6 +243,40 @@ def test_a_difference_that_is_noise_does_not_count(faster: float, ships: str) ->
     shown = row(decision, "int8 on onnxruntime")["why_not"]
     equal = "As fast as int8 on openvino (within 3 %), which is preferred."
     assert shown == (equal if faster < 1.03 else f"{faster:.2f} times the time of {INT8}.")
+
+
+def in_rounds(**rounds: list[float]) -> LatencyReport:
+    """Float in 10 ms and others in so many, round by round."""
+    count = len(next(iter(rounds.values())))
+    results = [made_up("float", "openvino", *[[10_000_000]] * count)]
+    for name, times in rounds.items():
+        results.append(made_up(name, "openvino", *[[round(time * 1e6)] for time in times]))
+    return LatencyReport(results=tuple(results), threads=1, shape=(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([4.0, 4.0, 4.0], False),  # equal
+        ([4.02, 3.98, 4.05], False),  # equal but for chance
+        ([4.3, 4.4, 4.35], False),  # slower whatever the start
+        ([4.0, 4.3, 4.1], True),  # now equal, now slower
+        ([3.6, 3.7, 3.9], True),  # faster, and once only as fast
+        ([4.0, 4.02, 4.0, 4.9, 4.01, 3.99, 4.0, 4.0], False),  # one start of eight is no matter
+    ],
+)
+def test_more_starts_are_asked_for_while_chance_decides(times: list[float], expected: bool) -> None:
+    found = in_rounds(a=[4.0] * len(times), b=times, c=[8.0] * len(times))
+    assert undecided(["a", "b", "c"], found) == expected
+    # What is not within the budget does not matter, and one alone has no equal.
+    assert not undecided(["a", "c"], found)
+    assert not undecided(["b"], found)
+
+
+def test_ties_are_by_the_medians_over_starts() -> None:
+    # One start in which it came out slower does not make it another model.
+    found = in_rounds(a=[4.0, 4.0, 4.0], b=[4.0, 4.6, 4.05], c=[4.5, 4.0, 4.5])
+    assert tied(["a", "b", "c"], found) == ["a", "b"]
 
 
 def test_the_budget_itself_is_within_it() -> None:

@@ -203,11 +203,21 @@ def test_nothing_is_chosen_where_no_image_can_be_held_back(
     made.write(tmp_path / "a.onnx", JETSON.scheme)
 
 
-def test_labels_of_another_model_are_not_used(make: Make, images: ImageSet) -> None:
+def test_labels_of_another_model_are_not_used(
+    make: Make,
+    exported: dict[str, tuple[Model, Path]],
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for label, kept in ((4, True), (5, False)):
         made = make(images=replace(images, labels=(0,) * (COUNT - 1) + (label,)))
         assert (made.held.labels is not None) == kept
         assert made.held.files == images.files[4::5]
+    model = replace(exported["small"][0], labels=tuple("abcde"))
+    monkeypatch.setitem(exported, "small", (model, exported["small"][1]))
+    for classes, kept in (((), True), (tuple("abcde"), True), (tuple("bacde"), False)):
+        labelled = replace(images, labels=(0,) * COUNT, classes=classes)
+        assert (make(images=labelled).held.labels is not None) == kept
 
 
 def test_a_network_in_line_is_left_alone(make: Make) -> None:

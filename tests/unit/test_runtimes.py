@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnet_opt import backends
-from gnet_opt.bench.latency import Latency, Schedule
 from gnet_opt.bench.process import Subject
+from gnet_opt.bench.session import Plan
 from gnet_opt.errors import BackendError
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.runtime import Artifact
+from latencies import made_up
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TOOLKIT = BENCHMARKS.parent / "toolkit"
@@ -198,23 +199,24 @@ class TestContenders:
     ) -> None:
         contenders = load("contenders")
         np.save(tmp_path / "picture.npy", np.ones((1, 3, 4, 4), np.float32))
-        schedule = Schedule(sittings=2, rounds=3, seconds=0.0, count=5, warm_up=0.1, timeout=60)
+        plan = Plan(rounds=2, turns=3, seconds=0.0, count=5, warm_up=0.1, threads=2, timeout=60)
 
         done, failed = contenders.measure(
             [contender(kind) for kind in ("works", "refuses", "dies")],
             tmp_path / "picture.npy",
-            2,
-            schedule,
+            plan,
             tmp_path,
         )
 
         assert list(done) == ["works"]
         timed = done["works"]
-        assert [len(samples) for samples in timed.latency.samples_ns] == [5] * 6
+        assert [len(samples) for samples in timed.stream.rounds] == [5] * 6
         # A start has the whole of Python in it, a run is one sum.
-        assert len(timed.cold_start_ms) == 2
-        assert min(timed.cold_start_ms) > timed.latency.percentile_ms(50) > 0
-        assert timed.pictures_per_second > 0
+        found = contenders.row(timed)
+        assert len(found["cold_start_ms"]) == 2
+        assert min(found["cold_start_ms"]) > found["p50_ms"] > 0
+        assert found["n"] == 30
+        assert found["pictures_per_second"] > 0
         assert "operator LRN is not known" in failed["refuses"]
         assert "exit code 3" in failed["dies"]
 
@@ -494,20 +496,10 @@ class TestTables:
 
 class TestRun:
     def test_ratio_needs_our_own_result(self, load: Callable[[str], ModuleType]) -> None:
-        contenders, runtimes = load("contenders"), load("runtimes")
+        runtimes = load("runtimes")
 
         def timed(name: str, *rounds: int) -> Any:
-            latency = Latency(
-                name=name,
-                backend="x",
-                samples_ns=tuple((ns,) for ns in rounds),
-                load_ms=1.0,
-                first_ms=1.0,
-                warm_up=5,
-                steady=True,
-                peak_rss_bytes=None,
-            )
-            return contenders.Timed(latency=latency, cold_start_ms=(1.0,))
+            return made_up(name, "x", *[[ns] for ns in rounds])
 
         both = {"ours": timed("ours", 10, 20), "other": timed("other", 30, 80)}
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gnet_opt import __version__, backends, target
 from gnet_opt.bench import layers, report, results_file, session
+from gnet_opt.bench import sweep as sweeping
 from gnet_opt.bench.host import HostState, why_unstable
 from gnet_opt.bench.process import Subject
 from gnet_opt.bench.results import Environment, Measured, Results, SubjectResult
@@ -122,7 +123,7 @@ def bench(
                 measured=figures,
                 notes=tuple(filter(None, [*of_set, *_notes(candidate, entry, plan), note])),
                 profile=profile,
-                sweep=session.sweep(entry, plan, progress) if sweep else None,
+                sweep=sweeping.sweep(entry, plan, progress) if sweep else None,
             )
             for candidate, (entry, of_set), figures, (profile, note) in zip(
                 candidates, found, measured, profiles, strict=True

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gnet_opt.bench.figures import median_interval
 from gnet_opt.bench.latency import LatencyReport
 from gnet_opt.errors import GnetOptError
 
@@ -61,6 +62,23 @@ def tied(names: Sequence[str], report: LatencyReport) -> list[str]:
     speed = {name: report.speedup(name).median for name in names}
     enough = (1.0 - SAME) * max(speed.values())
     return [name for name in names if speed[name] >= enough]
+
+
+def undecided(names: Sequence[str], report: LatencyReport) -> bool:
+    """Whether chance may still say which of these are `tied`: more starts would tell.
+
+    Args:
+        names: Of the candidates.
+        report: Their latency, with a new process in each round.
+    """
+    fastest = max(names, key=lambda name: report.speedup(name).median)
+    edge = 1.0 / (1.0 - SAME)
+    for name in names:
+        own, least = report[name].rounds_ms, report[fastest].rounds_ms
+        low, high = median_interval([a / b for a, b in zip(own, least, strict=True)])
+        if low < edge < high:
+            return True
+    return False
 
 
 def decide(

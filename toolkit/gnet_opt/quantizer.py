@@ -70,7 +70,8 @@ class Quantizer:
             bias_correction=job.options.bias_correction, weight_search=job.options.weight_search
         )
         images = with_labels_of(job.calibration, job.model.classes)
-        if images.note_names(job.model.labels):  # another order would mean other classes
+        own, known = images.classes, tuple(job.model.labels)
+        if own and known and own != known:  # nobody said that their order is the same
             images = replace(images, labels=None)
         fit, held = split(images)
         if len(fit) < LEAST_IMAGES.get(job.options.method, 1):  # the method needs them all

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gnet_opt.bench import accuracy, binary, latency
 from gnet_opt.bench.process import Subject
+from gnet_opt.bench.session import Plan
 from gnet_opt.candidates import Candidate, Context, Maker
+from gnet_opt.decision import undecided
 from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.preprocess import FloatArray
@@ -18,6 +21,12 @@ from gnet_opt.search import Judge
 
 FLOAT = "float"
 """The float model on the target's own backend, beside which everything is measured."""
+
+TIMING = Plan(rounds=3, seconds=0.3, warm_up=1.0, control=False)
+"""How candidates are timed, each with a new process in each round: a minute at most for six."""
+
+MOST_ROUNDS = 9
+"""Rounds at most, while it is not clear which candidates are equally fast."""
 
 _RESOLVE = "gnet_opt.backends:get"
 
@@ -119,18 +128,21 @@ class Scorer:
         artifacts = {n: made for n, made in compiled.items() if isinstance(made, Artifact)}
         if len(artifacts) < len(compiled):  # some are finished on the device
             return None
+        shown = {FLOAT: FLOAT, **{c.name: FLOAT if is_float(c) else c.name for c in candidates}}
+        names = [candidate.name for candidate in candidates]
         with self._context.timed("latency"):
-            names = {c.name: FLOAT if is_float(c) else c.name for c in candidates}
             report = latency.measure(
                 [
                     Subject(name=name, artifact=artifact, resolve=_RESOLVE)
                     for name, artifact in artifacts.items()
                 ],
                 job.preprocess.tensor(self._context.examples[:1]),
-                threads=job.options.threads or this_machine().cores,
+                replace(TIMING, threads=job.options.threads or this_machine().cores),
+                more=lambda found: undecided(names, found.renamed(shown)),
+                most_rounds=MOST_ROUNDS,
                 progress=self._context.progress,
             )
-            return report.renamed({FLOAT: FLOAT, **names})
+            return report.renamed(shown)
 
     def _subject(self, name: str, model: Path, compiled: Artifact | Deferred) -> Subject:
         """What is run for accuracy: this machine's kernels where they are the target's."""

@@ -20,7 +20,8 @@ from gnet_opt.bench.limits import Constraint
 from gnet_opt.bench.power import Rail, Rails, measure_energy
 from gnet_opt.bench.process import Subject
 from gnet_opt.bench.results import Offline, Server, Stream
-from gnet_opt.bench.session import Entry, Plan, Setting, measure, settings, sweep
+from gnet_opt.bench.session import Entry, Plan, measure
+from gnet_opt.bench.sweep import Setting, settings, sweep
 from gnet_opt.errors import BackendError, ConfigError, MissingDependencyError
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.runtime import Artifact, ExecutedNode

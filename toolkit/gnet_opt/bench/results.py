@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnet_opt.bench import control
+from gnet_opt.bench.figures import Speedup, percentile_ms, spread
 from gnet_opt.bench.host import HostState
-from gnet_opt.bench.latency import Speedup, percentile_ms, spread
 from gnet_opt.bench.limits import Constraint
 from gnet_opt.bench.results_file import SCHEMA
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gnet_opt.bench.latency import percentile_ms
+from gnet_opt.bench.figures import percentile_ms
 from gnet_opt.bench.limits import Constraint
 from gnet_opt.bench.power import Rails, find_rails, measure_energy
 from gnet_opt.bench.process import TIMEOUT, Subject, WorkerProcess, started
@@ -31,7 +30,6 @@ from gnet_opt.bench.results import Measured, Offline, Scenario, Server, Stream, 
 from gnet_opt.bench.scenarios import MULTI_STREAM, OFFLINE, QUERY, SERVER, SINGLE_STREAM
 from gnet_opt.bench.soak import soak
 from gnet_opt.errors import BackendError, ConfigError
-from gnet_opt.machine import own_cpus
 from gnet_opt.preprocess import Preprocess
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import InputArray, Profile
@@ -67,12 +65,14 @@ class Plan:
 
     Attributes:
         scenarios: Which, of `gnet_opt.bench.scenarios.SCENARIOS`.
-        rounds: Turns of each subject in each scenario, each with a new process.
+        rounds: How often each subject gets a new process.
+        turns: Turns in each round in the scenario single-stream.
         seconds: Least duration of a turn.
         count: Least number of queries in a turn.
         seed: Of the order of turns and of arrivals.
         latency_bound_ms: Of the server scenario, None for `BOUND_FACTOR`.
         threads: CPU threads of every subject, None for the runtime's own choice.
+        control: Whether a control load is timed beside every turn.
         constraint: What the processes may use.
         soak: Seconds of a sustained run of each subject, 0 for none.
         warm_up: Longest time to wait for steady times, in seconds, a subject.
@@ -81,11 +81,13 @@ class Plan:
 
     scenarios: tuple[str, ...] = (SINGLE_STREAM,)
     rounds: int = 5
+    turns: int = 1
     seconds: float = 1.0
     count: int = 5
     seed: int = 0
     latency_bound_ms: float | None = None
     threads: int | None = None
+    control: bool = True
     constraint: Constraint = field(default_factory=Constraint)
     soak: float = 0.0
     warm_up: float = 5.0
@@ -95,11 +97,11 @@ class Plan:
         bound = (self.latency_bound_ms or 0.0) / 1e3
         times = (self.seconds, self.soak, self.warm_up, bound)
         # NaN is not between any two numbers.
-        if min(self.rounds, self.count) < 1 or not all(
+        if min(self.rounds, self.turns, self.count) < 1 or not all(
             0 <= time <= _MOST_SECONDS for time in times
         ):
             raise ConfigError(
-                "A measurement needs at least one round, one query in it, and times "
+                "A measurement needs at least one round, one turn and query in it, and times "
                 f"from 0 to {_MOST_SECONDS:.0f} s: {self}."
             )
         if not self.scenarios:
@@ -127,16 +129,16 @@ class Entry:
         subject: What to run.
         pictures: As the model takes them (`Preprocess.tensor`), at least one.
         preprocess: How a picture file becomes one of them.
-        files: Picture files to go through from end to end.
+        files: Picture files to go through from end to end, none for leaving that out.
         source: What these files are, for the result.
         batch: The most pictures at a time that the model takes and a query has: 1 or `QUERY`.
     """
 
     subject: Subject
     pictures: InputArray
-    preprocess: Preprocess
-    files: tuple[Path, ...]
-    source: str
+    preprocess: Preprocess | None = None
+    files: tuple[Path, ...] = ()
+    source: str = ""
     batch: int = 1
 
 
@@ -159,6 +161,60 @@ def measure(
         MissingDependencyError: A worker misses its runtime.
         BackendError: A worker cannot load or run its subject, died or gave no answer in time.
     """
+    with _benches(entries, plan) as benches:
+        steps = _steps(benches, plan, find_rails() if rails is None else rails)
+        for step in progress(steps, "Measuring", len(steps)):
+            step()
+        for bench in benches if plan.soak else []:
+            bench.soak(progress)
+        return [bench.measured(_bound_ms(benches, plan)) for bench in benches]
+
+
+def single_stream(
+    entries: Sequence[Entry],
+    plan: Plan,
+    more: Callable[[list[Measured]], bool] = lambda found: False,
+    most_rounds: int = 0,
+    progress: Progress = silent,
+) -> list[Measured]:
+    """Measure the scenario single-stream alone; workers are ended whatever happens.
+
+    Args:
+        entries: What to measure.
+        plan: How.
+        more: Asked after the rounds of the plan, and after each further one, whether one more is
+            needed.
+        most_rounds: How many there are at most, those of the plan included.
+        progress: Shows the rounds.
+
+    Raises:
+        MissingDependencyError: A worker misses its runtime.
+        BackendError: A worker cannot load or run its subject, died or gave no answer in time.
+    """
+    chance = random.Random(plan.seed)
+    with _benches(entries, plan) as benches:
+
+        def round_() -> None:
+            for turn in (_Bench.start, _Bench.warm, *[_Bench.single_stream] * plan.turns):
+                for bench in chance.sample(benches, len(benches)):
+                    turn(bench)
+
+        def found() -> list[Measured]:
+            return [bench.measured(0.0) for bench in benches]
+
+        for _ in progress(range(plan.rounds), "Timing", plan.rounds):
+            round_()
+        if plan.rounds < most_rounds and more(found()):
+            for _ in progress(range(most_rounds - plan.rounds), "Timing what is close"):
+                round_()
+                if not more(found()):
+                    break
+        return found()
+
+
+@contextlib.contextmanager
+def _benches(entries: Sequence[Entry], plan: Plan) -> Iterator[list[_Bench]]:
+    """One for each entry; their processes are ended whatever happens."""
     with (
         tempfile.TemporaryDirectory(prefix="gnet-opt-bench-") as folder,
         contextlib.ExitStack() as stack,
@@ -168,12 +224,7 @@ def measure(
         ]
         for bench in benches:
             stack.callback(bench.end)
-        steps = _steps(benches, plan, find_rails() if rails is None else rails)
-        for step in progress(steps, "Measuring", len(steps)):
-            step()
-        for bench in benches if plan.soak else []:
-            bench.soak(progress)
-        return [bench.measured(_bound_ms(benches, plan)) for bench in benches]
+        yield benches
 
 
 def profile(entry: Entry, plan: Plan) -> Profile:
@@ -187,7 +238,7 @@ def profile(entry: Entry, plan: Plan) -> Profile:
         picture = Path(folder) / "input.npy"
         np.save(picture, entry.pictures[:1])
         with started(entry.subject.name, Path(folder) / "stderr") as worker:
-            _limit(worker, plan.constraint)
+            limit(worker, plan.constraint)
             return worker.profile(entry.subject, picture, plan.threads, _PROFILED_RUNS)
 
 
@@ -212,7 +263,7 @@ def _steps(benches: Sequence[_Bench], plan: Plan, rails: Rails) -> list[_Step]:
         in_turns(_Bench.start)
         in_turns(_Bench.warm)
         # The server scenario needs to know where to look for its rate.
-        if wanted & {SINGLE_STREAM, SERVER}:
+        for _ in range(plan.turns if wanted & {SINGLE_STREAM, SERVER} else 0):
             in_turns(_Bench.single_stream)
         if MULTI_STREAM in wanted:
             in_turns(_Bench.multi_stream)
@@ -272,8 +323,8 @@ class _Bench:
         worker = self._held.enter_context(
             started(entry.subject.name, self._input.with_name("stderr"))
         )
-        with _explained(plan.constraint):
-            _limit(worker, plan.constraint)
+        with explained(plan.constraint):
+            limit(worker, plan.constraint)
             loaded = worker.load(entry.subject, self._input, plan.threads, plan.timeout)
         cold = time.perf_counter_ns() - begin
         self._started.append((cold / 1e6, loaded["load_ns"] / 1e6, loaded["first_ns"] / 1e6))
@@ -329,6 +380,9 @@ class _Bench:
 
     def end_to_end(self) -> None:
         """Every picture file once, from its bytes to logits."""
+        if not self._entry.files:
+            return
+        assert self._entry.preprocess is not None
         answer = self._ask(
             "end-to-end",
             0.0,
@@ -350,7 +404,7 @@ class _Bench:
     def soak(self, progress: Progress) -> None:
         """A sustained run."""
         assert self._worker is not None  # started first
-        with _explained(self._plan.constraint):
+        with explained(self._plan.constraint):
             self._soak = soak(self._worker, self._plan.soak, progress=progress).to_dict()
 
     def measured(self, bound_ms: float) -> Measured:
@@ -361,20 +415,20 @@ class _Bench:
             found[SINGLE_STREAM] = Stream(
                 rounds=tuple(self.singles),
                 device_rounds=tuple(self._device),
-                control_rounds=tuple(self._control[SINGLE_STREAM]),
+                control_rounds=tuple(self._control.get(SINGLE_STREAM, ())),
             )
         if MULTI_STREAM in wanted:
             found[MULTI_STREAM] = Stream(
                 rounds=tuple(self._multiples),
                 query_pictures=QUERY,
                 batch=batch,
-                control_rounds=tuple(self._control[MULTI_STREAM]),
+                control_rounds=tuple(self._control.get(MULTI_STREAM, ())),
             )
         if OFFLINE in wanted:
             found[OFFLINE] = Offline(
                 rounds=tuple(self._offline),
                 batch=batch,
-                control_rounds=tuple(self._control[OFFLINE]),
+                control_rounds=tuple(self._control.get(OFFLINE, ())),
             )
         if SERVER in wanted:
             found[SERVER] = Server(rounds=tuple(self._trials), bound_ms=bound_ms)
@@ -395,148 +449,36 @@ class _Bench:
                 **self._steps,
                 "pictures": len(self._steps["infer_ns"]),
                 "source": self._entry.source,
-            },
+            }
+            if self._steps
+            else None,
             energy=self._energy,
             soak=self._soak,
         )
 
     def _turn(self, scenario: str, doing: str, **more: Any) -> dict[str, Any]:
         """A turn of a scenario, with the control load before and after it."""
-        answer = self._ask(doing, self._plan.seconds, control=True, count=self._plan.count, **more)
-        self._control.setdefault(scenario, []).append(tuple(answer["control_ns"]))
+        plan = self._plan
+        answer = self._ask(doing, plan.seconds, control=plan.control, count=plan.count, **more)
+        if plan.control:
+            self._control.setdefault(scenario, []).append(tuple(answer["control_ns"]))
         return answer
 
     def _ask(self, doing: str, seconds: float, **more: Any) -> dict[str, Any]:
         assert self._worker is not None  # started first
         request = {"do": doing, "seconds": seconds, **more}
-        with _explained(self._plan.constraint):
+        with explained(self._plan.constraint):
             return self._worker.ask(request, seconds + self._plan.timeout)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A way to run a model.
-
-    Attributes:
-        threads: CPU threads of a process.
-        streams: Processes side by side, each with CPUs of its own.
-        batch: Pictures at a time.
-    """
-
-    threads: int
-    streams: int
-    batch: int
-
-    def to_dict(self) -> dict[str, int]:
-        """The setting for a result file."""
-        return {"batch": self.batch, "streams": self.streams, "threads": self.threads}
-
-
-def settings(cpus: int, batch: int) -> list[Setting]:
-    """What a sweep tries: powers of two and all CPUs, as threads of one process or of several.
-
-    Args:
-        cpus: How many there are.
-        batch: The most pictures at a time.
-    """
-    counts = sorted({2**power for power in range(cpus.bit_length()) if 2**power <= cpus} | {cpus})
-    return [
-        Setting(threads=threads, streams=streams, batch=pictures)
-        for threads in counts
-        for streams in sorted({1, cpus // threads})
-        for pictures in sorted({1, batch})
-    ]
-
-
-def sweep(entry: Entry, plan: Plan, progress: Progress = silent) -> dict[str, Any]:
-    """Find the best threads, streams and batch for throughput, and the best threads for latency.
-
-    Settings take turns in rounds, each turn with new processes.
-
-    Returns:
-        `settings`, each with its pictures a second and p90 in milliseconds by round (the latter of
-        one stream and single pictures alone), and the `best` for `latency` and `throughput`.
-
-    Raises:
-        MissingDependencyError: The runtime is not installed.
-        BackendError: A worker cannot load or run the subject, died or gave no answer in time.
-    """
-    cpus = plan.constraint.cpus or own_cpus()
-    tried = settings(len(cpus), entry.batch)
-    rates: dict[Setting, list[float]] = {setting: [] for setting in tried}
-    times: dict[Setting, list[float]] = {setting: [] for setting in tried}
-    chance = random.Random(plan.seed)
-    turns = [setting for _ in range(plan.rounds) for setting in chance.sample(tried, len(tried))]
-    with tempfile.TemporaryDirectory(prefix="gnet-opt-sweep-") as folder:
-        picture = Path(folder) / "input.npy"
-        np.save(picture, entry.pictures)
-        for setting in progress(turns, "Sweeping", len(turns)):
-            rate, p90_ms = _turn(entry, plan, setting, cpus, picture)
-            rates[setting].append(rate)
-            if p90_ms is not None:
-                times[setting].append(p90_ms)
-    rows = [
-        {**setting.to_dict(), "p90_ms": times[setting], "pictures_per_second": rates[setting]}
-        for setting in tried
-    ]
-    quickest = min(filter(times.get, tried), key=lambda s: statistics.median(times[s]))
-    most = max(tried, key=lambda s: statistics.median(rates[s]))
-    return {
-        "best": {
-            "latency": {
-                **quickest.to_dict(),
-                "p90_ms": statistics.median(times[quickest]),
-            },
-            "throughput": {
-                **most.to_dict(),
-                "pictures_per_second": statistics.median(rates[most]),
-            },
-        },
-        "settings": rows,
-    }
-
-
-def _turn(
-    entry: Entry, plan: Plan, setting: Setting, cpus: Sequence[int], picture: Path
-) -> tuple[float, float | None]:
-    """Pictures a second of one setting, and p90 in milliseconds where it is one of latency."""
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for index in range(setting.streams):
-            stderr = picture.with_name(f"stderr-{index}")
-            worker = stack.enter_context(started(entry.subject.name, stderr))
-            own = tuple(cpus[index * setting.threads : (index + 1) * setting.threads])
-            constraint = Constraint(
-                # Streams would share some CPUs and leave others alone.
-                cpus=own if setting.streams > 1 and _can_bind() else plan.constraint.cpus,
-                memory_bytes=plan.constraint.memory_bytes,
-            )
-            with _explained(plan.constraint):
-                _limit(worker, constraint)
-                worker.load(entry.subject, picture, setting.threads, plan.timeout)
-            warm = {"do": "warm", "seconds": plan.warm_up}
-            worker.ask(warm, plan.warm_up + plan.timeout)
-            workers.append(worker)
-        counted = {"count": plan.count, "seconds": plan.seconds}
-        for worker in workers:
-            worker.send({"do": "offline", "batch": setting.batch, **counted})
-        answers = [worker.answer("offline", plan.seconds + plan.timeout) for worker in workers]
-        rate = sum(1e9 * answer["pictures"] / answer["elapsed_ns"] for answer in answers)
-        if setting.streams > 1 or setting.batch > 1:
-            return rate, None
-        request = {"do": "measure", **counted}
-        answer = workers[0].ask(request, plan.seconds + plan.timeout)
-        return rate, percentile_ms(answer["samples_ns"], 90)
-
-
-def _limit(worker: WorkerProcess, constraint: Constraint) -> None:
+def limit(worker: WorkerProcess, constraint: Constraint) -> None:
     """Put a worker under a constraint before it loads anything."""
     if constraint:
         worker.ask({"do": "limit", **constraint.to_dict()}, TIMEOUT)
 
 
 @contextlib.contextmanager
-def _explained(constraint: Constraint) -> Iterator[None]:
+def explained(constraint: Constraint) -> Iterator[None]:
     """Say with a worker's error that its memory is limited: runtimes name all kinds of causes."""
     try:
         yield
@@ -547,7 +489,3 @@ def _explained(constraint: Constraint) -> Iterator[None]:
             f"{error} Its memory is limited to {constraint.memory_bytes / 2**20:.0f} MiB; if that "
             "is the cause, allow more with --memory."
         ) from error
-
-
-def _can_bind() -> bool:
-    return hasattr(os, "sched_getaffinity")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gnet_opt.bench import heat
-from gnet_opt.bench.latency import percentile_ms
+from gnet_opt.bench.figures import percentile_ms
 from gnet_opt.bench.process import TIMEOUT
 from gnet_opt.errors import ConfigError
 from gnet_opt.progress import Progress, silent

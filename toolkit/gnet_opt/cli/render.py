@@ -170,8 +170,8 @@ def conditions(manifest: Mapping[str, Any]) -> str:
             before = f"float by {before}, {manifest['precision']} by {after}"
         parts.append(
             f"Latency: {before}, batch 1, {latency['threads']} threads, "
-            f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in its own "
-            f"process, spread of rounds {100 * spread:.0f} %."
+            f"{latency['rounds']} interleaved rounds, n = {result['n']}, each precision in a new "
+            f"process of its own in each round, spread of rounds {100 * spread:.0f} %."
         )
         if spread > 0.1:
             parts.append("The machine was busy: rounds differ by more than 10 %.")

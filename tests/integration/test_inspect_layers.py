@@ -239,7 +239,7 @@ def test_a_free_batch_is_one_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [[2, 3, 17, 17], [1, 4, 17, 17], [1, 3, "height", 17], [1, 3, 289]]
+    "shape", [[2, 3, 17, 17], [1, 5, 17, 17], [1, 3, "height", 17], [1, 3, 289]]
 )
 def test_a_file_that_takes_no_picture(shape: list[int | str], tmp_path: Path) -> None:
     net = models.float_net()
@@ -250,8 +250,8 @@ def test_a_file_that_takes_no_picture(shape: list[int | str], tmp_path: Path) ->
     assert (done.code, done.out) == (4, "")
     assert done.err == (
         f"gnet-opt: {path} does not take one picture: its layers are timed with a float32 input of "
-        "shape (1, 3, height, width) or a uint8 one of shape (1, height, width, 3), height and "
-        "width fixed. Export it with such an input.\n"
+        "shape (1, 3, height, width) or a uint8 one of shape (1, height, width, 3), or with 1 or 4 "
+        "planes in place of the 3, height and width fixed. Export it with such an input.\n"
     )
 
 

@@ -23,7 +23,7 @@ FLOAT = "float"
 """The float model on the target's own backend, beside which everything is measured."""
 
 TIMING = Plan(rounds=3, seconds=0.3, warm_up=1.0, control=False)
-"""How candidates are timed, each with a new process in each round: a minute at most for six."""
+"""How candidates are timed: each with a new process in each round, without the control load."""
 
 MOST_ROUNDS = 9
 """Rounds at most, while it is not clear which candidates are equally fast."""

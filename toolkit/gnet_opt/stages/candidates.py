@@ -8,7 +8,7 @@ file are seen as two, and what stands beside the network is seen to be no part o
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,36 +69,48 @@ class Candidate:
 # --- looking through the file -----------------------------------------------------------------
 
 
-def tables_of(path: str | Path, content: Any) -> Iterator[Table]:
-    """Every table with tensors, once; a file can make a table hold itself."""
+def tables_of(path: str | Path, content: Any) -> tuple[list[Table], ModelError | None]:
+    """Every table with tensors, once; a file can make a table hold itself.
+
+    Returns:
+        The tables, and why the first of those that cannot be used was passed over.
+    """
     import torch
 
+    tables: list[Table] = []
+    refused: ModelError | None = None
     seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     while waiting:
-        way, value = waiting.pop(0)
+        way, value = waiting.popleft()
         if id(value) in seen or len(way) > _DEPTH:
             continue
         seen.add(id(value))
         if isinstance(value, PickledModule):
             if value.origin.startswith("torch.nn.modules.loss."):
                 continue
-            tensors, transform_input = take_weights(path, value)
-            yield _table(way, tensors, transform_input)
+            try:
+                tables.append(_table(way, *take_weights(path, value)))
+            except ModelError as error:
+                refused = refused or error
             continue
         if isinstance(value, (list, tuple)):
             value = dict(enumerate(value))
         if not isinstance(value, Mapping):
             continue
-        tensors = {str(key): item for key, item in value.items() if isinstance(item, torch.Tensor)}
-        if tensors:
-            _refuse_packed(path, value)
-            yield _table(way, tensors)
+        # Text and numbers alone: a key of another kind is no name, and can take ages to print.
+        items = {str(key): item for key, item in value.items() if isinstance(key, (str, int))}
+        tensors = {key: item for key, item in items.items() if isinstance(item, torch.Tensor)}
+        if any("_packed_params" in key for key in items):
+            refused = refused or quantized(path)
+        elif tensors:
+            tables.append(_table(way, tensors))
         waiting.extend(
-            ((*way, str(key)), item)
-            for key, item in value.items()
+            ((*way, key), item)
+            for key, item in items.items()
             if isinstance(item, (Mapping, list, tuple, PickledModule))
         )
+    return tables, refused
 
 
 def _table(
@@ -118,6 +130,8 @@ def candidates_of(table: Table, known: Mapping[Any, Collection[str]]) -> Iterato
     best: dict[str, Candidate] = {}
     for names in known.values():
         wanted = frozenset(names)
+        if len(table.tensors) < _SHARE * len(wanted):
+            continue
         depth = max((name.count(".") for name in wanted), default=0) + 1
         counts: Counter[str] = Counter()
         for name in table.tensors:
@@ -147,7 +161,8 @@ def choose(
         ModelError: There are several and no choice, or the choice is none of them.
     """
     if choice is not None:
-        return _chosen(path, found, choice), ()
+        chosen = _chosen(path, found, choice)
+        return chosen, (f"Of the weights in the file, {short_name(chosen, found)} was taken.",)
     plain = [candidate for candidate in found if not candidate.averaged]
     usual = plain or found
     if len(usual) > 1:
@@ -186,7 +201,9 @@ def _names(some: list[Candidate], found: list[Candidate]) -> str:
 
 def short_name(candidate: Candidate, found: list[Candidate]) -> str:
     """The shortest word that `--weights` takes for it."""
-    for part in candidate.parts:
+    together = all(other.table is candidate.table for other in found)
+    parts = candidate.parts[len(candidate.table.path) :] if together else candidate.parts
+    for part in parts:
         if sum(part in other.parts for other in found) == 1:
             return shown(part)
     return shown(candidate.label)
@@ -227,11 +244,6 @@ def inside_of(candidate: Candidate, found: list[Candidate]) -> dict[str, Tensor]
 
 
 # --- refusing -------------------------------------------------------------------------------
-
-
-def _refuse_packed(path: str | Path, table: Mapping[Any, Any]) -> None:
-    if any("_packed_params" in str(key) for key in table):
-        raise quantized(path)
 
 
 def quantized(path: str | Path) -> ModelError:

@@ -28,8 +28,25 @@ OBSERVERS = re.compile(r"(?:^|\.)(?:activation_post_process(?:_\d+)?|weight_fake
 UNKNOWN = re.compile(r"(?:^|\.)parametrizations\.|(?:weight|bias)_(?:orig|mask|g|v|u)$")
 """What is left where a weight is kept in a way that is not known here."""
 
+_READ = (
+    *("float16", "bfloat16", "float32", "float64"),
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+)
 _PARAMETRIZED = re.compile(r"(.*?)parametrizations\.(\w+)\.original1")
 _PART = re.compile(r"(.*?)parametrizations\.(\w+)\.")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is an array in memory, of floats or integers, and no larger than its memory."""
+    import torch
+
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and str(tensor.dtype).removeprefix("torch.") in _READ
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,7 +74,7 @@ def compute(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         base, _, kind = name.rpartition("_")
         if kind == "mask" and f"{base}_orig" in plain and base not in plain:
             mask, original = plain[name], plain[f"{base}_orig"]
-            if mask.shape == original.shape and original.is_floating_point():
+            if mask.shape == original.shape and is_plain(original) and is_plain(mask):
                 plain[base] = original * mask.to(original.dtype)
                 computed[base] = "pruning"
                 del plain[name], plain[f"{base}_orig"]
@@ -86,18 +103,19 @@ def _length_of(direction: str, parts: Counter[str]) -> tuple[str, str]:
 
 def _normalised(length: Tensor, direction: Tensor) -> Tensor | None:
     """`g * v / |v|`, with the norm over all dimensions that g does not have, as torch's."""
-    if not (length.is_floating_point() and direction.is_floating_point()):
+    import torch
+
+    if not (is_plain(length) and is_plain(direction)):
         return None
     if length.dim() == 0:
-        scaled: Tensor = direction * (length / direction.norm())
-        return scaled
-    if length.dim() != direction.dim() or direction.numel() == 0:
+        over: list[int] | None = None
+    elif length.dim() != direction.dim() or direction.numel() == 0:
         return None
-    kept = [i for i, size in enumerate(length.shape) if size == direction.shape[i]]
-    if any(size not in (1, direction.shape[i]) for i, size in enumerate(length.shape)):
-        return None
-    over = [i for i in range(direction.dim()) if i not in kept or direction.shape[i] == 1]
-    if not over:
-        return None
-    weight: Tensor = direction * (length / direction.norm(dim=over, keepdim=True))
-    return weight
+    else:
+        if any(size not in (1, direction.shape[i]) for i, size in enumerate(length.shape)):
+            return None
+        over = [i for i, size in enumerate(length.shape) if size == 1]
+        if not over:
+            return None
+    norm: Tensor = torch.linalg.vector_norm(direction, dim=over, keepdim=over is not None)
+    return direction * (length / norm)

@@ -18,7 +18,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ _LAYERS = re.compile(
     r"torch\.nn\.modules\.\w+\.\w+"
     r"|torch\.nn\.parallel\.(data_parallel|distributed)\.\w+"
     r"|torch\.nn\.utils\.(prune|weight_norm|spectral_norm)\.\w+"
-    r"|torchvision\.models\.(quantization\.)?(googlenet|inception)\.\w+"
+    r"|torchvision\.models\.(googlenet|inception)\.\w+"
 )
 """Layers, and the networks of the family, of which a whole pickled network consists."""
 
@@ -82,7 +82,7 @@ class PickledModule:
 
     __slots__ = ("state",)
     origin = ""
-    state: Any
+    state: Mapping[Any, Any]
 
     def __new__(cls, *_: Any, **__: Any) -> PickledModule:
         """Take whatever arguments the file has for the class, and leave them."""
@@ -91,8 +91,8 @@ class PickledModule:
         return made
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the attributes as they are."""
-        self.state = state
+        """Keep the attributes as they are; a state of another kind has none."""
+        self.state = state if isinstance(state, Mapping) else {}
 
 
 class _Plain:
@@ -151,8 +151,10 @@ def read_torch(path: Path) -> Any:
 
 def refuse_pickle(path: Path) -> ModelError:
     """The error for a pickle that `torch.save` did not write; it is not read."""
+    # What pickle writes for tensors; torch reads that by unpickling freely.
+    names = [name for name in _names(path, False) if name != "torch.storage._load_from_bytes"]
     try:
-        refuse(path, _names(path, zipped=False))
+        refuse(path, names)
     except ModelError as error:
         return error
     return ModelError(
@@ -198,6 +200,10 @@ def _load(path: Path, zipped: bool, stand_ins: list[_StandIn]) -> Any:
 
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
         warnings.simplefilter("ignore")
+        if path.suffix == ".safetensors":
+            # torch goes by this ending, unless it is given no name.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
@@ -223,18 +229,33 @@ def _names(path: Path, zipped: bool) -> list[str]:
     else:
         content, count = io.BytesIO(path.read_bytes()), 5
     names: set[str] = set()
-    strings: list[str] = []
     # A broken pickle ends in whatever its decoding runs into; what was found until then counts.
     with contextlib.suppress(Exception):
         for _ in range(count):
-            for opcode, argument, _position in pickletools.genops(content):
-                if opcode.name == "GLOBAL":
-                    names.add(_today(*str(argument).split(" ", 1)))
-                elif opcode.name == "STACK_GLOBAL":
-                    names.add(_today(*strings[-2:]))
-                elif isinstance(argument, str):
-                    strings.append(argument)
+            names |= set(_globals_of(content))
     return sorted(name for name in names if not _TENSORS.fullmatch(name))
+
+
+def _globals_of(content: io.BytesIO) -> Iterator[str]:
+    """What one pickle names, in either of the forms that pickles have for it."""
+    memo: dict[int, str | None] = {}
+    strings: list[str] = []
+    last: str | None = None
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
+            memo[len(memo) if argument is None else int(argument)] = last
+            continue
+        last = None
+        if opcode.name == "GLOBAL":
+            yield _today(*str(argument).split(" ", 1))
+        elif opcode.name == "STACK_GLOBAL":
+            yield _today(*strings[-2:])
+        elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+            last = memo.get(int(argument or 0))
+        elif isinstance(argument, str):
+            last = argument
+        if last is not None:
+            strings.append(last)
 
 
 def _today(module: str, name: str) -> str:
@@ -246,6 +267,8 @@ def _today(module: str, name: str) -> str:
 
 
 def _not_unpickled(path: Path, zipped: bool, error: Exception) -> ModelError:
+    if "Only persistent_load of storage" in str(error):
+        return whole_network(path, " in the format of torch before 1.6")
     protocol = 2
     if zipped:
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:

@@ -24,13 +24,12 @@ from gnet_opt.stages.candidates import (
     tables_of,
 )
 from gnet_opt.stages.file_kind import shown
-from gnet_opt.stages.reparametrized import OBSERVERS, UNKNOWN
+from gnet_opt.stages.reparametrized import OBSERVERS, UNKNOWN, is_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _AUXILIARY = ("aux", "AuxLogits.", "loss1/", "loss2/")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 3
 
 
@@ -68,10 +67,12 @@ def find_weights(
     Raises:
         ModelError: There are no weights or several networks, or the choice is none of them.
     """
-    tables = list(tables_of(path, content))
+    tables, refused = tables_of(path, content)
+    found = [candidate for table in tables for candidate in candidates_of(table, known)]
+    if not found and refused is not None:
+        raise refused
     if not tables:
         raise _no_weights(path, content)
-    found = [candidate for table in tables for candidate in candidates_of(table, known)]
     if not found:
         largest = max(tables, key=lambda table: len(table.tensors))
         _refuse_quantized(path, largest.tensors)
@@ -269,19 +270,13 @@ def _refuse_quantized(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _refuse_unusable(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse what is no plain array in memory, or claims more values than the file holds."""
-    import torch
-
     for name, tensor in tensors.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or (tensor.is_floating_point() and kind not in _FLOATS) or tensor.is_complex():
-            where = "" if plain else f" ({str(tensor.layout).removeprefix('torch.')})"
-            raise ModelError(
-                f"{path}: {shown(name)} is stored as {kind}{where}, which is not read. Pass the "
-                "checkpoint in float32, float16 or bfloat16."
+        if not is_plain(tensor):
+            kind, layout = (
+                str(what).removeprefix("torch.") for what in (tensor.dtype, tensor.layout)
             )
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ModelError(
-                f"{path}: {shown(name)} claims more values than the file holds. The file is "
-                "damaged; copy it again, or pass an earlier checkpoint."
+                f"{path}: {shown(name)} is stored as {kind} ({layout}, {tensor.device.type}) and "
+                f"claims {tensor.numel()} values, which cannot be read. Save it as a plain tensor "
+                "in float32, float16 or bfloat16."
             )

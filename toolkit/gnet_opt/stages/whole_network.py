@@ -30,6 +30,12 @@ _UNDERSTOOD_HOOKS = ("torch.nn.utils.prune.", "torch.nn.utils.weight_norm.")
 _REPLACEABLE = ("fc", "aux1", "aux2", "AuxLogits", "dropout")
 """Parts that users replace, and that the weights tell or that training alone uses."""
 
+_IN_HEAD = (
+    *("Sequential", "Linear", "Dropout", "Identity", "Flatten", "ReLU", "BatchNorm1d"),
+    *("Softmax", "LogSoftmax"),
+)
+"""Layers of a replaced classifier of which the weights tell what it computes, or its ranking."""
+
 _SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode"),
     *("return_indices", "eps", "affine", "track_running_stats", "output_size"),
@@ -68,9 +74,7 @@ def _torchvision_network(origin: str) -> nn.Module | None:
 
     made: type[nn.Module] | None = {
         f"{_MODULES}googlenet.GoogLeNet": GoogLeNet,
-        f"{_MODULES}quantization.googlenet.QuantizableGoogLeNet": GoogLeNet,
         f"{_MODULES}inception.Inception3": Inception3,
-        f"{_MODULES}quantization.inception.QuantizableInception3": Inception3,
     }.get(origin)
     if made is None:
         return None
@@ -84,8 +88,7 @@ def _children(module: PickledModule) -> Mapping[str, Any]:
 
 
 def _table(module: PickledModule, key: str) -> Mapping[str, Any]:
-    state = module.state if isinstance(module.state, Mapping) else {}
-    table = state.get(key)
+    table = module.state.get(key)
     return table if isinstance(table, Mapping) else {}
 
 
@@ -95,10 +98,10 @@ def _walk(network: PickledModule) -> Iterator[tuple[str, PickledModule]]:
     waiting = [("", network)]
     while waiting:
         name, module = waiting.pop()
-        if id(module) in seen or not isinstance(module.state, Mapping):
+        yield name, module
+        if id(module) in seen:
             continue
         seen.add(id(module))
-        yield name, module
         prefix = f"{name}." if name else ""
         for key, child in _children(module).items():
             if isinstance(child, PickledModule) and isinstance(key, str):
@@ -127,15 +130,17 @@ def _compare(path: str | Path, network: PickledModule, wanted: nn.Module) -> Non
     found = dict(_walk(network))
     ours = dict(wanted.named_modules())
     for name, module in found.items():
-        if not name or name.split(".")[0] in _REPLACEABLE or name.split(".")[0] == "quant":
+        kind = module.origin.rsplit(".", 1)[-1]
+        if (name == "fc" or name.startswith("fc.")) and kind not in _IN_HEAD:
+            raise _changed(path, name, f"is of the class {shown(kind)}")
+    for name, module in found.items():
+        if not name or name.split(".")[0] in _REPLACEABLE:
             continue
         if name not in ours:
-            if name != "dequant" and not name.startswith("dequant."):
-                raise _changed(path, name, "is not there in torchvision's")
-            continue
+            raise _changed(path, name, "is not there in torchvision's")
         own = ours[name]
-        if module.origin.rsplit(".", 1)[-1].removeprefix("Quantizable") != type(own).__name__:
-            raise _changed(path, name, f"is a {shown(module.origin.rsplit('.', 1)[-1])}")
+        if module.origin.rsplit(".", 1)[-1] != type(own).__name__:
+            raise _changed(path, name, f"is of the class {shown(module.origin.rsplit('.', 1)[-1])}")
         for key in _SETTINGS:
             if key not in module.state or not hasattr(own, key):
                 continue
@@ -154,10 +159,11 @@ def _compare(path: str | Path, network: PickledModule, wanted: nn.Module) -> Non
 
 
 def _plain(value: Any) -> Any:
-    """Pairs of equal numbers count as the number, as layers take both."""
-    if isinstance(value, (tuple, list)):
-        return value[0] if len(set(map(repr, value))) == 1 else tuple(value)
-    return value
+    """A setting to compare; pairs of equal numbers count as the number, as layers take both."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(one, (int, float, str, type(None))) for one in values):
+        return "not known"
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _changed(path: str | Path, where: str, what: str) -> ModelError:

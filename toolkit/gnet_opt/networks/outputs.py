@@ -87,9 +87,8 @@ def _child(value: Any, key: str) -> Any:
 
 
 def _is_flat(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and (
-        tensor.dim() == 2 or (tensor.dim() == 4 and tensor.shape[2:] == (1, 1))
-    )
+    flat = tensor.dim() == 2 or (tensor.dim() == 4 and tensor.shape[2:] == (1, 1))
+    return flat and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def choose_output(

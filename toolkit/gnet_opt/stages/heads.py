@@ -40,7 +40,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def is_linear(layer: Mapping[str, Tensor]) -> bool:
     """Whether a layer has the tensors of an `nn.Linear`."""
-    return "weight" in layer and layer["weight"].dim() == 2 and set(layer) <= {"weight", "bias"}
+    if "weight" not in layer or not set(layer) <= {"weight", "bias"}:
+        return False
+    return layer["weight"].dim() == 2 and layer["weight"].numel() > 0
 
 
 def _is_norm(layer: Mapping[str, Tensor]) -> bool:

@@ -368,3 +368,11 @@ def test_an_inception_v3_from_python_takes_299_pixels() -> None:
     assert model.architecture == "inception-v3"
     assert model.preprocess == Preprocess(resize=342, crop=299)
     assert re.match("No preprocess was given: Inception v3's 299 pixels", model.assumptions[0])
+
+
+@pytest.mark.parametrize("spec", ["", "module", ":build", "module:"])
+def test_a_factory_without_a_module_or_a_name_is_refused(tmp_path: Path, spec: str) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(f'name = "a"\narchitecture = "module"\nfactory = "{spec}"\n')
+    with pytest.raises(ModelError, match=r"it must be package\.module:function"):
+        load(path)

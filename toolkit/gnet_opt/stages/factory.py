@@ -27,7 +27,9 @@ def call_factory(spec: str) -> nn.Module | Mapping[str, Any]:
     """
     from torch import nn
 
-    module_name, attribute = spec.split(":")
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ModelError(f"The factory is {spec!r}; it must be package.module:function.")
     with _importable_cwd():
         try:
             value: Any = importlib.import_module(module_name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networks
 import pytest
 import torch
 
+import networks
 from gnet_opt.errors import ConfigError
 from gnet_opt.stages.load import load
 

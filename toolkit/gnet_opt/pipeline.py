@@ -27,7 +27,7 @@ from gnet_opt.planning import Plan
 from gnet_opt.preprocess import FloatArray
 from gnet_opt.progress import Progress, silent
 from gnet_opt.quantizer import Quantizer
-from gnet_opt.runtime import Deferred
+from gnet_opt.runtime import Artifact, Deferred
 from gnet_opt.scoring import Scorer
 from gnet_opt.stages import prepare
 from gnet_opt.versions import tools
@@ -85,6 +85,8 @@ def build(job: Plan, progress: Progress = silent) -> Result:
         notes = [*_outputs(context), *scorer.chance_notes(), *chosen.notes]
         if chosen.candidate.scheme is not None and quantizer is not None:
             notes += quantizer.notes
+        if isinstance(chosen.candidate.compiled, Artifact):
+            notes += chosen.candidate.compiled.notes
         facts["golden"] = _golden(context, chosen.candidate, scorer)
         manifest = {
             **_manifest(job, chosen, quantizer, scorer.threshold),

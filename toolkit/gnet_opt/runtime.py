@@ -42,11 +42,13 @@ class Artifact:
         backend: The backend's name.
         path: The file to open.
         files: Every file that belongs to it, `path` among them, with its kind for the manifest.
+        notes: What was done otherwise than usual, in plain sentences for user and manifest.
     """
 
     backend: str
     path: Path
     files: tuple[tuple[str, Path], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +261,22 @@ class Backend(Protocol):
 @runtime_checkable
 class DeviceCompiler(Protocol):
     """A backend that finishes on the device, by itself, what its `compile` deferred."""
+
+    def command(self, folder: Path, options: Mapping[str, Any]) -> str:
+        """What does the same as `finish` without gnet-opt, run in the bundle's folder.
+
+        Args:
+            folder: The bundle.
+            options: `Deferred.options`, as the manifest has them. The bundle may come from anybody:
+                nothing of them goes into the command unchecked.
+
+        Returns:
+            The command, or nothing where the options do not tell it.
+
+        Raises:
+            IntegrityError: The options are damaged.
+        """
+        ...
 
     def finish(
         self,

@@ -489,6 +489,22 @@ def test_a_bundle_from_before_options_were_deferred(device: Device) -> None:
     assert device.finish().built
 
 
+@pytest.mark.parametrize("version", ["8.2.1", "8.6.1", "10.3.0", "11.4.0"])
+@pytest.mark.parametrize("form", ["float", "half", "s8", "any batch"])
+def test_the_command_comes_from_the_options_alone(
+    form: str, version: str, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = onnx_files.get(form) or models.save(models.float_net(batch="N"), tmp_path / "free.onnx")
+    target = replace(find("jetson"), options={"tensorrt": version, "workspace_mib": 77})
+    shutil.copy(path, tmp_path / "model.onnx")
+    deferred = BACKEND.compile(tmp_path / "model.onnx", target, tmp_path)
+    options = json.loads(json.dumps(dict(deferred.options)))
+    assert BACKEND.command(tmp_path, options) == deferred.command
+    assert ("--optShapes=" in deferred.command) == (form == "any batch")
+    # Bundles of before do not say enough, and the command is left out.
+    assert BACKEND.command(tmp_path, {"model": "model.onnx"}) == ""
+
+
 # --- TensorRT 8 ---------------------------------------------------------------------------------
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gnet_opt.backends._build_options import BuildOptions
 from gnet_opt.errors import ConfigError
@@ -38,6 +39,29 @@ class Input:
 
     name: str
     picture: tuple[int, ...]
+
+    @classmethod
+    def read(cls, value: object, where: str) -> Input | None:
+        """What `to_dict` gave, or None where the batch is fixed.
+
+        Raises:
+            ConfigError: It is not of that form.
+        """
+        if value is None:
+            return None
+        fits = isinstance(value, Mapping) and set(value) == {"name", "picture"}
+        name, picture = (value["name"], value["picture"]) if fits else ("", ())  # type: ignore[index]
+        if (
+            not (isinstance(name, str) and re.fullmatch(r"[\w./:-]{1,100}", name))
+            or not (isinstance(picture, list) and len(picture) == 3)
+            or not all(type(size) is int and 0 < size < 1 << 16 for size in picture)
+        ):
+            raise ConfigError(f"{where}: options.input is no name and size of an input.")
+        return cls(name=name, picture=tuple(picture))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The input for a manifest; `read` takes it back."""
+        return {"name": self.name, "picture": list(self.picture)}
 
 
 def build_command(
@@ -74,7 +98,31 @@ def build_command(
         ConfigError: The target does not say its TensorRT version, not a known one, or asks for what
             that version does not have.
     """
-    return shlex.join(["trtexec", *_arguments(target, name, ENGINE, quantized, half, free)])
+    made = _arguments(target.options, str(target.file), name, ENGINE, quantized, half, free)
+    return shlex.join(["trtexec", *made])
+
+
+def deferred_command(
+    options: Mapping[str, Any], where: str, *, quantized: bool, half: bool, name: str
+) -> str:
+    """The command of `build_command` again, from what a bundle says of the deferred build.
+
+    A bundle may come from anybody: every value is checked, and its own text of a command is not
+    used.
+
+    Args:
+        options: `Deferred.options`: those of the target, and `input`.
+        where: Where they stand, for messages.
+        quantized: Whether the model has Q/DQ nodes.
+        half: Whether it has layers in FP16.
+        name: The ONNX file's name.
+
+    Raises:
+        ConfigError: A value cannot be used.
+    """
+    free = Input.read(options.get("input"), where)
+    made = _arguments(options, where, name, ENGINE, quantized, half, free)
+    return shlex.join(["trtexec", *made])
 
 
 def build_script(
@@ -105,10 +153,12 @@ def build_script(
     Raises:
         ConfigError: As `build_command`.
     """
-    major, _ = tensorrt_version(target)
+    major, _ = tensorrt_version(target.options, str(target.file))
     wanted = f"TensorRT {target.options['tensorrt']} ({target.name})"
     return _SCRIPT.format(
-        arguments=shlex.join(_arguments(target, name, _PARTIAL, quantized, half, free)),
+        arguments=shlex.join(
+            _arguments(target.options, str(target.file), name, _PARTIAL, quantized, half, free)
+        ),
         engine=ENGINE,
         major=major,
         model=name,
@@ -120,33 +170,43 @@ def build_script(
     )
 
 
-def tensorrt_version(target: Target) -> tuple[int, int]:
+def tensorrt_version(options: Mapping[str, Any], where: str) -> tuple[int, int]:
     """The version of TensorRT on a target, its major and minor number.
+
+    Args:
+        options: The target's.
+        where: The file that they stand in, for messages.
 
     Raises:
         ConfigError: The target does not say it, or not a known one.
     """
-    given = target.options.get("tensorrt", "")
+    given = options.get("tensorrt", "")
     match = VERSION.fullmatch(str(given))
     if match is None:
         raise ConfigError(
-            f"{target.file}: options.tensorrt is {given!r}; it must be the version of TensorRT "
+            f"{where}: options.tensorrt is {given!r}; it must be the version of TensorRT "
             'on the device, such as "10.3".'
         )
     version = (int(match[1]), int(match[2]))
     if version < (8, 0):
         raise ConfigError(
-            f"{target.file}: options.tensorrt is {given!r}, but Q/DQ models need TensorRT 8.0 or "
+            f"{where}: options.tensorrt is {given!r}, but Q/DQ models need TensorRT 8.0 or "
             "later. Update the device's JetPack or TensorRT."
         )
     return version
 
 
 def _arguments(
-    target: Target, model: str, engine: str, quantized: bool, half: bool, free: Input | None
+    options: Mapping[str, Any],
+    where: str,
+    model: str,
+    engine: str,
+    quantized: bool,
+    half: bool,
+    free: Input | None,
 ) -> list[str]:
-    version = tensorrt_version(target)
-    options = BuildOptions.read(target.options, str(target.file))
+    version = tensorrt_version(options, where)
+    how = BuildOptions.read(options, where)
     if version < (9, 0):
         precision = [*(["--int8"] if quantized else []), *(["--fp16"] if half else [])]
     elif version < (11, 0):
@@ -159,9 +219,9 @@ def _arguments(
         f"--saveEngine={engine}",
         *precision,
         "--noTF32",
-        *(_shapes(free, options.batches) if free else []),
-        *_compatibility(target, version, options),
-        f"{pool}{options.workspace_mib}",
+        *(_shapes(free, how.batches) if free else []),
+        *_compatibility(version, how, options["tensorrt"], where),
+        f"{pool}{how.workspace_mib}",
         "--skipInference" if version >= (8, 6) else "--buildOnly",
         f"--timingCacheFile={TIMINGS}",
     ]
@@ -174,19 +234,20 @@ def _shapes(free: Input, batches: Sequence[int]) -> list[str]:
     ]
 
 
-def _compatibility(target: Target, version: tuple[int, int], options: BuildOptions) -> list[str]:
+def _compatibility(
+    version: tuple[int, int], how: BuildOptions, given: object, where: str
+) -> list[str]:
     flags = {
-        "version_compatible": "--versionCompatible" if options.version_compatible else "",
+        "version_compatible": "--versionCompatible" if how.version_compatible else "",
         "hardware_compatibility": "--hardwareCompatibilityLevel=ampere+"
-        if options.hardware_compatibility
+        if how.hardware_compatibility
         else "",
     }
     for option, flag in flags.items():
         if flag and version < (8, 6):
             raise ConfigError(
-                f"{target.file}: options.{option} needs TensorRT 8.6 or later, but "
-                f"options.tensorrt is {target.options['tensorrt']}. Leave it out, or update the "
-                "device."
+                f"{where}: options.{option} needs TensorRT 8.6 or later, but "
+                f"options.tensorrt is {given}. Leave it out, or update the device."
             )
     return [flag for flag in flags.values() if flag]
 

@@ -7,6 +7,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ _KINDS: dict[str, NodeKind] = {
 }
 """The kind of a node by its `layerType` in the runtime model. A global average pool is a Reduce."""
 
+_NOT_SIMPLIFIED = (
+    "This version of OpenVINO does not offer its common transformations to others, so model.xml is "
+    "larger than usual and loads more slowly. What it computes is the same."
+)
+
 _NO_WORK = ("Const", "Input", "Output")
 
 
@@ -94,7 +100,7 @@ class OpenVinoBackend:
         ):
             openvino = import_openvino()
             converted = _read(openvino.Core(), model)
-            _simplify(converted)
+            simplified = _simplify(converted)
             _name_nodes(converted)
             with tempfile.TemporaryDirectory(dir=out, prefix=".openvino-") as folder:
                 openvino.save_model(converted, Path(folder) / _XML, compress_to_fp16=False)
@@ -102,7 +108,7 @@ class OpenVinoBackend:
                     (Path(folder) / name).replace(out / name)
         with self.open(artifact):
             pass
-        return artifact
+        return artifact if simplified else replace(artifact, notes=(_NOT_SIMPLIFIED,))
 
     @contextlib.contextmanager
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Iterator[Runner]:
@@ -329,7 +335,7 @@ def _read(core: Any, model: Path) -> Any:
     return core.read_model(lowered(model))
 
 
-def _simplify(model: Any) -> None:
+def _simplify(model: Any) -> bool:
     """Run OpenVINO's common transformations before saving, as its own converter does.
 
     They fold what the ONNX reader leaves (shape arithmetic for every bias, ReLU in front of a
@@ -337,11 +343,16 @@ def _simplify(model: Any) -> None:
     plugin runs them on load in any case, so a version of OpenVINO without this entry (it is not
     part of the documented API; `openvino.convert_model` would be, but sends telemetry) gives the
     same network, only larger on disk.
-    """
-    with contextlib.suppress(ImportError):
-        from openvino._offline_transformations import apply_moc_transformations
 
-        apply_moc_transformations(model, cf=False)
+    Returns:
+        Whether this version of OpenVINO has the entry.
+    """
+    try:
+        from openvino._offline_transformations import apply_moc_transformations
+    except ImportError:
+        return False
+    apply_moc_transformations(model, cf=False)
+    return True
 
 
 def _name_nodes(model: Any) -> None:

@@ -26,6 +26,7 @@ from gnet_opt.backends._trtexec import (
     Input,
     build_command,
     build_script,
+    deferred_command,
     tensorrt_version,
 )
 from gnet_opt.errors import (
@@ -98,7 +99,7 @@ class TensorRtBackend:
             BackendError: The model cannot be read, or cannot be put into the form of TensorRT 8.
             MissingDependencyError: onnx-ir is needed and not installed.
         """
-        version = tensorrt_version(target)
+        version = tensorrt_version(target.options, str(target.file))
         options = BuildOptions.read(target.options, str(target.file))
         quantized, half = _is_quantized(model), is_half(model)
         free = _free_input(model)
@@ -130,11 +131,28 @@ class TensorRtBackend:
             files=tuple(files),
             options={
                 **options.to_dict(),
+                "input": free and free.to_dict(),
                 "model": name,
                 "precisions": [precision for precision, used in allowed if used],
                 "tensorrt": str(target.options["tensorrt"]),
             },
         )
+
+    def command(self, folder: Path, options: Mapping[str, Any]) -> str:
+        """The call of trtexec that does the same as `finish`, in the bundle's folder.
+
+        Raises:
+            IntegrityError: The options are damaged.
+        """
+        if not {"input", "tensorrt"} <= set(options):  # of an older version of gnet-opt
+            return ""
+        model, _, precisions = _asked_for(folder, options)
+        try:
+            quantized, half = (precision in precisions for precision in _PRECISIONS)
+            where = f"{folder}: deferred"
+            return deferred_command(options, where, quantized=quantized, half=half, name=model.name)
+        except ConfigError as error:
+            raise IntegrityError(f"{error} Build the bundle again.") from error
 
     def finish(
         self,

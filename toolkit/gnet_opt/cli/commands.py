@@ -137,7 +137,7 @@ def quantize(
     MODEL is a checkpoint (.pth, .pt, .safetensors), a model card (.toml), `torchvision`, or
     `package.module:factory`. Without it the embedded demo model is used.
     """
-    from gnet_opt import paths, pipeline, planning, target
+    from gnet_opt import operations, paths, pipeline, planning, target
     from gnet_opt.cli import render
 
     device = target.find(target_name)
@@ -181,7 +181,12 @@ def quantize(
         shown.insert(0, render.facts(manifest["facts"]))
         shown.append(render.durations(result.seconds))
     if manifest["deferred"]:
-        shown.append(f"{manifest['deferred']['reason']} {render.next_step(manifest)}")
+        shown.append(f"{manifest['deferred']['reason']} {operations.next_step(result.bundle)}")
+        shown += [
+            f"{entry['path']} runs it, after a look at the compiler's version and the model."
+            for entry in manifest["artifacts"]
+            if entry["kind"] == "script"
+        ]
     value = {
         "bundle": str(result.bundle.root),
         "manifest": dict(manifest),
@@ -337,7 +342,6 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
     """Prove that BUNDLE is whole and computes on this machine what it must."""
     from gnet_opt import operations
     from gnet_opt.bundle import Bundle
-    from gnet_opt.cli import render
 
     opened = Bundle.open(bundle)
     checked = operations.verify(opened, threads=threads)
@@ -354,7 +358,7 @@ def verify(bundle: Path, threads: int | None, output: Output) -> None:
     if checked["deferred"]:
         lines.append(
             f"{operations.pending(opened)} So the portable model was run by reference semantics. "
-            f"{render.next_step(opened.manifest)}"
+            f"{operations.next_step(opened)}"
         )
     output.result({"bundle": str(bundle), **checked}, "\n".join(lines), f"{bundle} is good.")
 

@@ -450,18 +450,6 @@ def short(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def next_step(manifest: Mapping[str, Any]) -> str:
-    """What finishes a deferred build on the device."""
-    scripts = [entry["path"] for entry in manifest["artifacts"] if entry["kind"] == "script"]
-    command = manifest["deferred"]["command"]
-    if not scripts:
-        return f"Run there, in the bundle: {command}"
-    return (
-        f"Run ./{scripts[0]} there, in the bundle, or `gnet-opt compile` on it where the compiler "
-        f"has a Python package; the command is\n  {command}"
-    )
-
-
 def megabytes(size: int) -> str:
     """Bytes as megabytes with two digits."""
     return f"{size / 1e6:.2f} MB"

@@ -187,13 +187,24 @@ def test_what_is_lost_on_images_held_back() -> None:
 @pytest.mark.parametrize("count", [1, 4, 5, 40, 128])
 def test_every_fifth_picture_is_held_back(count: int) -> None:
     files = tuple(Path(f"{i}.png") for i in range(count))
-    images = ImageSet(name="x", files=files, labels=tuple(range(count)))
+    contents = {path: path.name for path in files}
+    images = ImageSet(name="x", files=files, labels=tuple(range(count)), known_hashes=contents)
     fit, held = split(images)
     assert held.files == files[4::5]
     assert held.labels == tuple(range(4, count, 5))
     assert sorted([*fit.files, *held.files], key=files.index) == list(files)
     assert not set(fit.files) & set(held.files)
     assert len(held) == count // 5
+
+
+def test_copies_of_a_picture_are_not_on_both_sides() -> None:
+    contents = "aabcdbefaaghijee"
+    files = tuple(Path(f"{index}.png") for index in range(len(contents)))
+    hashes = dict(zip(files, contents, strict=True))
+    fit, held = split(ImageSet(name="x", files=files, known_hashes=hashes))
+    assert held.hashes == ("e", "j", "e", "e")
+    assert not set(fit.hashes) & set(held.hashes)
+    assert len(fit) + len(held) == len(files)
 
 
 def test_noise_and_decibels() -> None:

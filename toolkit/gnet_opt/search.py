@@ -22,7 +22,7 @@ from gnet_opt.runtime import run_all
 from gnet_opt.sensitivity import LayerCost
 
 HELD_BACK = 5
-"""Every fifth calibration image is held back to choose by; of fewer images than these, none is."""
+"""Every fifth calibration image is held back to choose by; of fewer different ones, none is."""
 
 MOST_JUDGES = 64
 """Pictures that a judgement is made on at most."""
@@ -91,10 +91,16 @@ class Judge:
 
 
 def split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Calibration pictures to fit ranges with, and every fifth, which is held back."""
-    held = range(HELD_BACK - 1, len(images), HELD_BACK)
-    fit = [index for index in range(len(images)) if index not in held]
-    return images.take(fit), images.take(list(held))
+    """Calibration pictures to fit ranges with, and every fifth, which is held back.
+
+    Copies of a picture count as one and stay together: what was fitted to does not judge.
+    """
+    order = {digest: index for index, digest in enumerate(dict.fromkeys(images.hashes))}
+    fit: list[int] = []
+    held: list[int] = []
+    for index, digest in enumerate(images.hashes):
+        (held if order[digest] % HELD_BACK == HELD_BACK - 1 else fit).append(index)
+    return images.take(fit), images.take(held)
 
 
 def loss(measured: Mapping[str, Any]) -> float:

@@ -29,8 +29,8 @@ from gnet_opt.target import Target, find, shipped
 
 FEW = "Only 12 calibration pictures: ranges may be too narrow. 100 or more are usual."
 TRAVELS = (
-    "The bundle holds 8 of the calibration images of calibration, resized (golden.npz): whoever "
-    "gets it can see them. Use --golden drawn for drawn ones, or --golden FOLDER for others."
+    "golden.npz in the bundle shows 8 of the 12 calibration images, resized, to whoever gets it. "
+    "Use --golden drawn for drawn ones, or --golden FOLDER for others."
 )
 TARGETS = ["cpu", "openvino-cpu", "raspberry-pi-5", "jetson"]
 
@@ -190,9 +190,10 @@ def test_golden_inputs_that_cannot_be_used(
     done = quantize("--target", "jetson", "--golden", folder, "-o", tmp_path / "b")
     assert done.code == 5
     assert f"{folder / 'copy.png'} cannot be read as a picture" in done.err
-    done = quantize("--target", "jetson", "--golden", tmp_path / "no", "-o", tmp_path / "b")
-    assert done.code == 5
-    assert "is not a folder" in done.err
+    for none in ("Drawn", ""):  # an unset variable of a shell does not mean the current folder
+        done = quantize("--target", "jetson", "--golden", none, "-o", tmp_path / "b")
+        assert done.code == 2
+        assert f"--golden is '{none}'; it must be a folder of pictures, or the word" in done.err
     assert content(tmp_path / "b") == {}
 
 
@@ -479,7 +480,7 @@ def test_sets_with_a_common_picture(world: World, tmp_path: Path) -> None:
     assert done.err.splitlines()[-1] == (
         "gnet-opt: 1 of 16 evaluation pictures are calibration pictures too, for example "
         f"{world.calibration / '03.png'} and {evaluation / '05.png'}. Accuracy measured on them "
-        "would be too good; pass sets without common pictures."
+        "would be too good. Pass sets without common pictures."
     )
 
 
@@ -826,8 +827,8 @@ def test_the_method_auto_needs_pictures_to_hold_back(
     done = quantize("--target", "jetson", "--method", "auto", "-o", tmp_path / "b")
     assert done.code == 5
     assert done.err.endswith(
-        "gnet-opt: The method auto holds back every fifth of the 12 calibration pictures to judge "
-        "by, and needs at least 40. Add pictures, or use --method minmax.\n"
+        "gnet-opt: The method auto holds back every fifth of the 12 different calibration "
+        "pictures to judge by, and needs at least 40. Add pictures, or use --method minmax.\n"
     )
     done = quantize("--target", "jetson", "--method", "entropy", "-o", tmp_path / "b")
     assert done.code == 5

@@ -108,7 +108,7 @@ def test_a_renamed_copy_is_found(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "1 of 4 evaluation pictures are calibration pictures too, for example "
         f"{tmp_path / 'calibration' / '1.png'} and {copy}. Accuracy measured on them would be too "
-        "good; pass sets without common pictures."
+        "good. Pass sets without common pictures."
     )
 
 

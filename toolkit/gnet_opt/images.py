@@ -253,7 +253,11 @@ def with_labels_of(images: ImageSet, classes: int) -> ImageSet:
 
 
 def check_disjoint(
-    first: ImageSet, second: ImageSet, *, roles: tuple[str, str] = ("calibration", "evaluation")
+    first: ImageSet,
+    second: ImageSet,
+    *,
+    roles: tuple[str, str] = ("calibration", "evaluation"),
+    why: str = "Accuracy measured on them would be too good.",
 ) -> None:
     """Prove by content that no picture is in both sets.
 
@@ -263,6 +267,7 @@ def check_disjoint(
         first: What a model learned or was calibrated from.
         second: What it is measured on.
         roles: What the two sets are for, for the message.
+        why: Why they may not share a picture, a sentence for the message.
 
     Raises:
         CalibrationError: At least one picture is in both.
@@ -277,8 +282,7 @@ def check_disjoint(
         one, other = shared[0]
         raise CalibrationError(
             f"{len(shared)} of {len(second)} {roles[1]} pictures are {roles[0]} pictures too, "
-            f"for example {shown(one)} and {shown(other)}. Accuracy measured on them "
-            "would be too good; pass sets without common pictures."
+            f"for example {shown(one)} and {shown(other)}. {why} Pass sets without common pictures."
         )
 
 

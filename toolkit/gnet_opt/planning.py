@@ -14,6 +14,7 @@ from gnet_opt.images import ImageSet, check_disjoint, with_labels_of
 from gnet_opt.model import Model
 from gnet_opt.pictures import note_turned
 from gnet_opt.preprocess import INPUTS, Preprocess
+from gnet_opt.printable import shown
 from gnet_opt.quantization import DEFAULT_METHOD, METHODS, check_enough
 from gnet_opt.runtime import TargetReader
 from gnet_opt.target import PRECISIONS, Target
@@ -151,11 +152,18 @@ def golden_images(asked: str | Path | None) -> ImageSet | Literal["drawn"] | Non
         asked: A folder of images, the word `drawn`, or None. A folder of that name is `./drawn`.
 
     Raises:
-        CalibrationError: The folder does not exist or holds no picture.
+        CalibrationError: The folder holds no picture.
+        ConfigError: It is neither a folder nor that word.
     """
-    if asked is None or asked == "drawn":
-        return "drawn" if asked else None
-    return ImageSet.open(Path(asked))
+    if asked is None:
+        return None
+    if asked == "drawn":
+        return "drawn"
+    if not str(asked) or not Path(asked).is_dir():
+        raise ConfigError(
+            f"--golden is '{shown(asked)}'; it must be a folder of pictures, or the word drawn."
+        )
+    return ImageSet.open(asked)
 
 
 def plan(
@@ -203,7 +211,7 @@ def plan(
     chosen.check_readable()
     notes += chosen.remarks()
     if "int8" in (target.precisions if options.precision == "auto" else [options.precision]):
-        _check_enough(options.method, len(chosen))
+        _check_enough(options.method, chosen)
     if len(chosen) < _FEW_IMAGES:
         notes.append(
             f"Only {len(chosen)} calibration pictures: ranges may be too narrow. "
@@ -244,9 +252,9 @@ def plan(
     if travels.kind == "calibration" and travels.images is not None:
         count = len(travels.images)
         notes.append(
-            f"The bundle holds {count} of the calibration images of {chosen.name}, resized "
-            f"({golden.FILE}): whoever gets it can see them. Use --golden drawn for drawn ones, or "
-            "--golden FOLDER for others."
+            f"{golden.FILE} in the bundle shows {count} of the {len(chosen)} calibration images, "
+            "resized, to whoever gets it. Use --golden drawn for drawn ones, or --golden FOLDER "
+            "for others."
         )
     # What the device finishes is not there yet, even where this machine is the device.
     native = target.is_this_machine() and target.compile == "host"
@@ -287,7 +295,12 @@ def _golden(
     images = asked.varied(golden.COUNT, seed)
     images.check_readable()
     if evaluation is not None:
-        check_disjoint(images, evaluation, roles=("golden", "evaluation"))
+        check_disjoint(
+            images,
+            evaluation,
+            roles=("golden", "evaluation"),
+            why="Evaluation pictures only measure what ships; the build looks at golden ones.",
+        )
     return golden.Source(kind="folder", images=images)
 
 
@@ -301,13 +314,14 @@ def _check_pixels(target: Target) -> None:
             )
 
 
-def _check_enough(method: str, images: int) -> None:
+def _check_enough(method: str, images: ImageSet) -> None:
     if method != "auto":
-        check_enough(method, images)
-    elif images < _FEW_FOR_AUTO:
+        check_enough(method, len(images))
+    elif (different := len(set(images.hashes))) < _FEW_FOR_AUTO:
         raise CalibrationError(
-            f"The method auto holds back every fifth of the {images} calibration pictures to judge "
-            f"by, and needs at least {_FEW_FOR_AUTO}. Add pictures, or use --method minmax."
+            f"The method auto holds back every fifth of the {different} different calibration "
+            f"pictures to judge by, and needs at least {_FEW_FOR_AUTO}. Add pictures, or use "
+            "--method minmax."
         )
 
 

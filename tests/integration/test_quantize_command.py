@@ -263,6 +263,14 @@ def test_the_deferred_build_says_what_to_run(quantize: Callable[..., Any], tmp_p
     assert (tmp_path / "b" / "build_engine.sh").stat().st_mode & 0o100
 
 
+def test_others_can_read_a_bundle_as_they_can_read_other_new_folders(
+    quantize: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert quantize("--target", "jetson", "-o", tmp_path / "b").code == 0
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "b").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_dry_run_writes_nothing(
     quantize: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

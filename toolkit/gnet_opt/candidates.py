@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +128,7 @@ class Maker:
         self._context = context
         self._quantizer = quantizer
         self.backend = backends.get(context.job.target.backend)
+        self._number = itertools.count(1)
 
     def make(
         self,
@@ -152,7 +153,9 @@ class Maker:
             ModelError: The result misses a post-condition.
         """
         context = self._context
-        folder = Path(tempfile.mkdtemp(dir=context.scratch, prefix=f"{precision}-{backend.name}-"))
+        # With the rights that the user's umask gives: it becomes the bundle's folder.
+        folder = context.scratch / f"{precision}-{backend.name}-{next(self._number)}"
+        folder.mkdir()
         pixels = context.job.options.input == "uint8"
         plain = context.scratch / f"{folder.name}.onnx" if pixels else folder / MODEL
         facts: dict[str, Any] = {}

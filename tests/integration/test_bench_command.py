@@ -149,6 +149,23 @@ def test_the_same_bundle_twice_has_two_names(bundle: Make, tmp_path: Path) -> No
     ]
 
 
+def test_results_can_be_read_whatever_a_name_holds(
+    bundle: Make, world: World, tmp_path: Path
+) -> None:
+    hostile = "\x1b[2Jx\u202e"
+    root, images, out = tmp_path / f"b{hostile}", tmp_path / f"i{hostile}", tmp_path / "out"
+    shutil.copytree(bundle("openvino-cpu"), root)
+    shutil.copytree(world.evaluation, images)
+    made = Bundle.open(root)
+    names = {key: {**made.manifest[key], "name": hostile} for key in ("model", "target")}
+    made.noted(names)
+    done = gnet_opt("bench", root, root, "--images", images, *QUICK, "--rounds", "1", "-o", out)
+    assert done.code == 0, done.err
+    document = results_file.read(out / "results.json")
+    assert document["subjects"][0]["model"] == r"\x1b[2Jx\u202e"
+    assert all("\x1b" not in path.read_text() for path in out.iterdir())
+
+
 def test_a_constrained_host(bundle: Make, world: World) -> None:
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("binding to CPUs needs Linux")

@@ -34,6 +34,7 @@ from gnet_opt.images import ImageSet
 from gnet_opt.machine import this_machine
 from gnet_opt.operations import backend_of, is_native, pending
 from gnet_opt.preprocess import PixelArray
+from gnet_opt.printable import shown
 from gnet_opt.progress import Progress, silent
 from gnet_opt.runtime import Artifact, Backend
 from gnet_opt.versions import tools
@@ -219,7 +220,7 @@ def _candidates(
                     backend=backend,
                     artifact=artifact,
                     folder=where,
-                    name=f"{model}-{precision} {backend.name}",
+                    name=shown(f"{model}-{precision} {backend.name}"),
                 )
             )
     return _with_different_names(found)
@@ -250,8 +251,8 @@ def _compiled(bundle: Bundle, backend: Backend, out: Path) -> Artifact:
 def _with_different_names(candidates: list[_Candidate]) -> list[_Candidate]:
     """Names that are alike get the target, the folder or a number, whatever tells them apart."""
     details = (
-        [f"({one.bundle.manifest['target']['name']})" for one in candidates],
-        [f"in {one.bundle.root.name}" for one in candidates],
+        [f"({shown(one.bundle.manifest['target']['name'])})" for one in candidates],
+        [f"in {shown(one.bundle.root.name)}" for one in candidates],
         [f"#{number}" for number in range(1, len(candidates) + 1)],
     )
     names = [one.name for one in candidates]
@@ -280,7 +281,7 @@ def _entry(
     else:
         chosen = ImageSet.open(images, classes=bundle.manifest["labels"]).spread(_PICTURES)
         chosen.check_readable()
-        files, source, notes = chosen.files, f"pictures of {chosen.name}", chosen.notes
+        files, source, notes = chosen.files, f"pictures of {shown(chosen.name)}", chosen.notes
     export = bundle.manifest["facts"].get("export")
     dynamic = isinstance(export, dict) and export.get("batch") == "dynamic"
     entry = Entry(
@@ -320,12 +321,12 @@ def _identity(candidate: _Candidate, plan: Plan) -> dict[str, Any]:
         "backend": backend.name,
         "backend_version": backend.probe().version,
         "file_bytes": sum(path.stat().st_size for path in files),
-        "model": manifest["model"]["name"],
+        "model": shown(manifest["model"]["name"]),
         "model_sha256": sha256_file(bundle.model),
         "name": candidate.name,
         "native": candidate.own and is_native(bundle),
         "precision": manifest["precision"],
-        "target": manifest["target"]["name"],
+        "target": shown(manifest["target"]["name"]),
         "threads": plan.threads,
     }
 
@@ -340,7 +341,8 @@ def _notes(candidate: _Candidate, entry: Entry, plan: Plan) -> list[str]:
             "was not measured."
         )
     elif not is_native(candidate.bundle):
-        notes.append(f"This machine is not {manifest['target']['name']}: these are its own times.")
+        target_name = shown(manifest["target"]["name"])
+        notes.append(f"This machine is not {target_name}: these are its own times.")
     if entry.batch == 1 and {MULTI_STREAM, OFFLINE} & set(plan.scenarios):
         notes.append("The model takes one picture at a time: eight are eight runs.")
     if plan.constraint:

@@ -52,6 +52,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "choice",
         "pipeline",
         "operations",
+        "evaluation",
         "benchmark",
         "remote",
     ),

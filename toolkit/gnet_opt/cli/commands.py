@@ -381,10 +381,10 @@ def evaluate(
     output: Output,
 ) -> None:
     """Measure the accuracy of a bundle, a model or an ONNX file on labelled pictures."""
-    from gnet_opt import operations
+    from gnet_opt import evaluation
     from gnet_opt.cli import render
 
-    scored = operations.evaluate(
+    scored = evaluation.evaluate(
         model,
         images,
         card=card,

@@ -81,7 +81,8 @@ class ModelCard:
         license: The licence of the weights.
         source: Where the weights came from.
         preprocess: How a picture becomes the input, or None where the card does not say.
-        transform_input: Whether torchvision's `transform_input` follows `preprocess`.
+        transform_input: Whether torchvision's `transform_input` follows `preprocess`, or None
+            where the card does not say.
         extra: Tables that gnet-opt does not read, as they stand.
     """
 
@@ -98,7 +99,7 @@ class ModelCard:
     license: str = ""
     source: str = ""
     preprocess: Preprocess | None = None
-    transform_input: bool = False
+    transform_input: bool | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -156,7 +157,7 @@ class ModelCard:
             license=values.get("license", ""),
             source=values.get("source", ""),
             preprocess=_preprocess(values.get("preprocess"), path),
-            transform_input=values.get("transform_input", False),
+            transform_input=values.get("transform_input"),
             extra={key: value for key, value in values.items() if key not in _TYPES},
         )
 

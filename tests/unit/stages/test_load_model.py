@@ -179,6 +179,21 @@ def test_the_published_file_is_recognised_by_its_hash(
     )
 
 
+def test_a_card_switches_the_transform_of_the_published_file_off(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = dict(state)
+    for name in ("fc.weight", "fc.bias"):
+        published[name] = torch.randn(1000, *state[name].shape[1:])
+    save(tmp_path / "a.pth", published)
+    monkeypatch.setattr(load_stage, "sha256_file", lambda _: "1378be20" + "0" * 56)
+    base = ('name = "n"', 'architecture = "googlenet"', 'weights = "a.pth"')
+    model = load(write_card(tmp_path, *base, "transform_input = false"))
+    assert model.preprocess == IMAGENET
+    assert not any("followed by transform_input" in note for note in model.assumptions)
+    assert load(write_card(tmp_path, *base)).preprocess == INCEPTION
+
+
 # --- torchvision by name ----------------------------------------------------------------------
 
 

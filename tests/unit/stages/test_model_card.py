@@ -43,7 +43,7 @@ def test_a_card_is_read_with_its_labels(tmp_path: Path) -> None:
     assert card.preprocess is not None
     assert card.preprocess.mean == (127.5, 127.5, 127.5)
     assert card.preprocess.crop == 224
-    assert card.transform_input is False
+    assert card.transform_input is None
     assert card.extra == {"training": {"epochs": 30}}
 
 

@@ -171,7 +171,7 @@ def _load_torchvision(card: ModelCard | None) -> Model:
     where = "torchvision's GoogLeNet weights"
     built = build(where, state, "googlenet")
     # The transform belongs to these weights, unless a card describes their input otherwise.
-    built.module.transform_input = card is None or card.preprocess is None or card.transform_input
+    built.module.transform_input = _transforms(card, usual=True)
     loaded = Loaded(
         module=built.module,
         where=where,
@@ -213,13 +213,9 @@ def _load_tensors(
     notes = file.notes + built.notes
     published = bool(family.published) and (sha256 or "").startswith(family.published)
     if architecture in ("googlenet", "inception-v3"):
-        undescribed = card is None or card.preprocess is None
-        built.module.transform_input = (published and undescribed) or (
-            card is not None and card.transform_input
-        )
-        if file.transform_input is not None and undescribed:
-            built.module.transform_input = file.transform_input
-        elif card is None and not published and built.planes == 3:
+        usual = published if file.transform_input is None else file.transform_input
+        built.module.transform_input = _transforms(card, usual=usual)
+        if file.transform_input is None and card is None and not published and built.planes == 3:
             notes += (_ASSUMED_NO_TRANSFORM,)
     loaded = Loaded(
         module=built.module,
@@ -230,9 +226,19 @@ def _load_tensors(
         source=f"the file {source}" if sha256 else source,
         assumptions=notes,
         planes=built.planes,
-        recognised=_recognised(family) if published else "",
+        recognised=_recognised(family) if published and built.module.transform_input else "",
     )
     return take(loaded, labels=family.labels() if published else (), card=card)
+
+
+def _transforms(card: ModelCard | None, *, usual: bool) -> bool:
+    """Whether `transform_input` is on: as the card says, or `usual` where it leaves that open.
+
+    A card that has a preprocess describes the whole way of an image into the network.
+    """
+    if card is not None and card.transform_input is not None:
+        return card.transform_input
+    return usual and (card is None or card.preprocess is None)
 
 
 def _recognised(family: Family) -> str:

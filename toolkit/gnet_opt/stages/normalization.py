@@ -160,6 +160,8 @@ def _first_step(module: nn.Module, preprocess: Preprocess) -> _Step | None:
         for name, part in module.named_modules()
         if name and (values := _mean_and_std(part, preprocess.planes)) is not None
     }
+    if not candidates:
+        return None
     handles = [module.get_submodule(name).register_forward_hook(note) for name in candidates]
     # `run` tells what fails here; what was seen until then is of no use.
     with contextlib.suppress(Exception), torch.no_grad():

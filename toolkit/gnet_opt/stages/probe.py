@@ -93,17 +93,23 @@ def check_determinism(module: nn.Module, where: str, images: Tensor) -> None:
         )
 
 
-def look_at_logits(module: nn.Module, where: str, preprocess: Preprocess) -> tuple[str, ...]:
+def look_at_logits(
+    module: nn.Module, where: str, preprocess: Preprocess, logits: Tensor
+) -> tuple[str, ...]:
     """What the logits of two made-up images tell: whether they mean anything at all.
+
+    Args:
+        module: The network.
+        where: What it is, for messages.
+        preprocess: What comes before it.
+        logits: Its logits for the first image, which is `drawn(preprocess)`.
 
     Returns:
         Notes in plain sentences: all weights are zero, the image does not matter, or the output
         sums to 1.
     """
-    first, second = (
-        run(module, where, normalized(drawn(preprocess, seed), preprocess)).double()
-        for seed in (0, 1)
-    )
+    other = normalized(drawn(preprocess, seed=1), preprocess)
+    first, second = logits.double(), run(module, where, other).double()
     sums = first.sum(1)
     if float(first.min()) >= 0 and float((sums - 1).abs().max()) < 1e-4 and first.shape[1] > 1:
         softmax: tuple[str, ...] = (

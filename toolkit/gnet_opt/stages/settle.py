@@ -208,7 +208,8 @@ def _settle_classes(
 ) -> tuple[int, tuple[str, ...]]:
     """Find the number of classes, hold card and labels against it, and look at the logits."""
     images = probe.normalized(probe.drawn(preprocess), preprocess)
-    classes = int(probe.run(module, loaded.where, images).shape[1])
+    logits = probe.run(module, loaded.where, images)
+    classes = int(logits.shape[1])
     extractor = _ends_in_features(module, loaded.architecture)
     hint = " It ends in features, without a classifier behind them." if extractor else ""
     # One output decides between two classes: 0, its negative, and 1.
@@ -230,7 +231,7 @@ def _settle_classes(
             f"The network is a feature extractor: its {classes} outputs are features, and there "
             "is no classifier behind them. Accuracy on classes means nothing for it.",
         )
-    return classes, notes + probe.look_at_logits(module, loaded.where, preprocess)
+    return classes, notes + probe.look_at_logits(module, loaded.where, preprocess, logits)
 
 
 def _ends_in_features(module: nn.Module, architecture: Architecture) -> bool:

@@ -68,6 +68,12 @@ def existing_file(path: Path) -> Path:
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (*SUFFIXES, ".toml"))
         hint = f" It holds {', '.join(inside[:_SHOWN])}." if inside else ""
         raise ModelError(f"{path} is a folder. Pass a checkpoint or a model card.{hint}")
+    if path.exists() and not path.is_file():
+        # Opening a pipe would wait for somebody who writes to it.
+        raise ModelError(
+            f"{path} is a pipe, a socket or a device, not a file. Pass a checkpoint or "
+            "a model card."
+        )
     if not path.exists():
         raise ModelError(
             f"{path} does not exist.{close_names(path)} MODEL is a checkpoint "

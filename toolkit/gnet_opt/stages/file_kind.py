@@ -129,6 +129,7 @@ def _kind_of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
     # zipfile fails on broken files with whatever its arithmetic runs into.
     except Exception as error:
         raise unreadable(path, str(error)) from error
@@ -141,6 +142,13 @@ def _kind_of_zip(path: Path) -> Kind:
     ):
         state = f'torch.export.load("{path.name}").state_dict'
         raise ModelError(f"{path} is a torch.export archive. {_SAVE.format(state)}")
+    if "data.pkl" in inner and packed:
+        # torch.save compresses nothing. What it maps into memory would be the compressed bytes,
+        # and a small file could unpack to more than the memory holds.
+        raise ModelError(
+            f"{path} was packed again and is compressed, which a checkpoint of torch.save is not. "
+            "Pass the original, or pack it without compression: unzip it, then zip -0 -r."
+        )
     if "data.pkl" in inner:
         return "torch"
     if "model.weights.h5" in inner:

@@ -50,8 +50,15 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the parts of names that torch's own wrappers add."""
-    plain = {_WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    """The tensors without the parts of names that torch's own wrappers add.
+
+    Names that would be the same without them stay as they are: the tensors behind them can differ.
+    """
+    bare = {name: _WRAPPED.sub("", name) for name in tensors}
+    times = Counter(bare.values())
+    plain = {
+        bare[name] if times[bare[name]] == 1 else name: tensor for name, tensor in tensors.items()
+    }
     moved = [name for name in plain if ".conv.bn." in name]
     for name in moved:
         # `torch.ao.nn.intrinsic.qat.ConvBnReLU2d`: weight and batch norm are apart as in training.

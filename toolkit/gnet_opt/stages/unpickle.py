@@ -195,7 +195,34 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown(name) for name in names[:_SHOWN])
 
 
+def _without_attributes(content: Any) -> Any:
+    """Take the attributes off every ordered dict, which torch sets to whatever a file says.
+
+    One named `items` or `get` would stand in the place of the method.
+    """
+    seen: set[int] = set()
+    waiting: list[Any] = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, PickledModule):
+            waiting.append(value.state)
+        elif isinstance(value, dict):
+            if isinstance(value, OrderedDict):
+                vars(value).clear()
+            waiting.extend(dict.values(value))
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+    return content
+
+
 def _load(path: Path, zipped: bool, stand_ins: list[_StandIn]) -> Any:
+    return _without_attributes(_load_raw(path, zipped, stand_ins))
+
+
+def _load_raw(path: Path, zipped: bool, stand_ins: list[_StandIn]) -> Any:
     import torch
 
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):

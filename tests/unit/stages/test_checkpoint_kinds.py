@@ -19,7 +19,6 @@ from torch import nn
 
 from gnet_opt.errors import ModelError
 from gnet_opt.stages.checkpoint import read_state_dict
-from gnet_opt.stages.file_kind import shown
 
 STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
 NAMES = ["NET.PTH", "w.model", "best.pkl", "model.th", "weights", "best.pth.tar", "a.safetensors"]
@@ -150,7 +149,5 @@ def test_broken_files_end_in_one_sentence(tmp_path: Path, name: str) -> None:
 def test_text_from_files_is_shown_without_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(b"\x80\x02cos\n\x1b[31msystem\n.")
-    with pytest.raises(ModelError, match=r"asks for posix\.\?\[31msystem|os\.\?\[31msystem"):
+    with pytest.raises(ModelError, match=r"asks for (posix|os)\.\\x1b\[31msystem"):
         read_state_dict(path)
-    assert shown("a\x1b[0m\nb") == "a?[0m"
-    assert shown("x" * 500) == "x" * 200 + "..."

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
-from gnet_opt.stages.file_kind import SUFFIXES, kind_of, shown, unreadable
+from gnet_opt.printable import shown
+from gnet_opt.stages.file_kind import SUFFIXES, kind_of, unreadable
 from gnet_opt.stages.unpickle import read_torch, refuse_pickle
 from gnet_opt.stages.weights import Checkpoint, find_weights
 

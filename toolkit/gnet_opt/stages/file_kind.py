@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gnet_opt.errors import ModelError
+from gnet_opt.printable import shown
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 """The usual endings of checkpoints, for messages and suggestions."""
@@ -112,17 +113,11 @@ def kind_of(path: Path) -> Kind:
 def unreadable(path: Path, why: str, kind: Kind = "torch") -> ModelError:
     """The error for a file that is damaged."""
     what = "safetensors" if kind == "safetensors" else "a PyTorch checkpoint"
+    first = next(iter(why.strip().splitlines()), "")
     return ModelError(
-        f"{path} cannot be read as {what} ({shown(why)}). It may be truncated: compare its size "
+        f"{path} cannot be read as {what} ({shown(first)}). It may be truncated: compare its size "
         "with the original and copy it again."
     )
-
-
-def shown(text: str) -> str:
-    """The first line of a text from a file or a library, fit to stand in a message."""
-    line = next(iter(text.strip().splitlines()), "")
-    clean = "".join(char if char.isprintable() else "?" for char in line)
-    return clean if len(clean) <= 200 else f"{clean[:200]}..."
 
 
 def _kind_of_zip(path: Path) -> Kind:

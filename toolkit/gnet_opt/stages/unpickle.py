@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from gnet_opt.errors import ModelError
-from gnet_opt.stages.file_kind import shown, unreadable
+from gnet_opt.printable import shown
+from gnet_opt.stages.file_kind import unreadable
 
 _SHOWN = 3
 _StandIn = Callable[..., Any] | tuple[Callable[..., Any], str]

@@ -1,7 +1,7 @@
 """Find the weights of a network in what a checkpoint file holds, and take nothing else.
 
-`stages/candidates.py` finds the networks. Here the weights of one are taken: what is missing in
-them, what stands beside them and how they are stored is told or refused.
+`stages/networks_in_file.py` finds the networks. Here the weights of one are taken: what is missing
+in them, what stands beside them and how they are stored is told or refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
-from gnet_opt.stages.candidates import (
+from gnet_opt.printable import shown
+from gnet_opt.stages.networks_in_file import (
     Candidate,
     candidates_of,
     choose,
@@ -23,7 +24,6 @@ from gnet_opt.stages.candidates import (
     short_name,
     tables_of,
 )
-from gnet_opt.stages.file_kind import shown
 from gnet_opt.stages.reparametrized import OBSERVERS, UNKNOWN, is_plain
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
-from gnet_opt.stages.file_kind import shown
+from gnet_opt.printable import shown
 from gnet_opt.stages.unpickle import PickledModule, whole_network
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnet_opt.errors import ModelError
-from gnet_opt.stages.file_kind import shown
+from gnet_opt.printable import shown
 from gnet_opt.stages.reparametrized import compute, plain_names
 from gnet_opt.stages.unpickle import PickledModule
 from gnet_opt.stages.whole_network import take_weights

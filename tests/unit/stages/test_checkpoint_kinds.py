@@ -79,7 +79,7 @@ def onnx_file() -> bytes:
         (json.dumps({"error": "not found"}).encode(), "is JSON text"),
         (json.dumps({"error": "not found " * 500}).encode(), "is JSON text"),
         (b'{"metadata": {}, "weight_map": {}}', "is the index of a checkpoint in parts"),
-        (gzip.compress(b"x"), "is compressed (gzip). Unpack it"),
+        (gzip.compress(b"x", mtime=0), "is compressed (gzip). Unpack it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, as Keras"),
         (b"\x1c\0\0\0TFL3" + bytes(100), "is a TensorFlow Lite model"),
         (b"\x1c\0\0\0ET12" + bytes(100), "is an ExecuTorch program"),

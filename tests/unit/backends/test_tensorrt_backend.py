@@ -118,6 +118,7 @@ def test_compile_defers(quantized: Path, tmp_path: Path) -> None:
         options={
             "batches": [1, 8, 32],
             "hardware_compatibility": "",
+            "input": None,
             "model": "model.onnx",
             "precisions": ["INT8"],
             "tensorrt": "10.16",
